@@ -1,0 +1,1 @@
+"""Bytes of object files, archives and executables: symbol tables, fingerprints, rewriting."""
