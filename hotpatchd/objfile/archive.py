@@ -1,0 +1,119 @@
+"""Archives (`.rlib`, `.a`): which member defines a symbol, read from the archive's own symbol table.
+
+Source: System V / GNU archive format, `ar(5)`; the symbol table member is `/` (32-bit offsets) or `/SYM64/`.
+"""
+
+import mmap
+import struct
+from functools import cached_property
+from pathlib import Path
+
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.elf import RelocatableObject
+
+MAGIC = b"!<arch>\n"
+_HEADER_SIZE = 60
+
+
+class Archive:
+    """One archive file.
+
+    Raises:
+        ObjectError: not an archive, or cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ObjectError(f"cannot read the archive {path}: {error}") from error
+        if self._data[:8] != MAGIC:
+            raise ObjectError(f"{path} is not an archive", hint="thin archives are not supported")
+        self._members: dict[int, CodeUnit] = {}
+
+    def _header(self, offset: int) -> tuple[bytes, int]:
+        """Name field and content size of the member whose header is at `offset`."""
+        header = self._data[offset : offset + _HEADER_SIZE]
+        if len(header) < _HEADER_SIZE or header[58:] != b"`\n":
+            raise ObjectError(f"{self.path} is damaged: no member header at byte {offset}")
+        size = int(header[48:58])
+        if offset + _HEADER_SIZE + size > len(self._data):
+            raise ObjectError(f"{self.path} is cut short: a member lies beyond its end")
+        return header[:16].rstrip(), size
+
+    @cached_property
+    def symbols(self) -> dict[str, int]:
+        """Symbol → offset of the header of the first member that defines it."""
+        name, size = self._header(len(MAGIC))
+        table = self._data[len(MAGIC) + _HEADER_SIZE : len(MAGIC) + _HEADER_SIZE + size]
+        word = {b"/": ">I", b"/SYM64/": ">Q"}.get(name)
+        if word is None:
+            return {}
+        width = struct.calcsize(word)
+        (count,) = struct.unpack_from(word, table)
+        offsets = struct.unpack_from(f">{count}{word[1]}", table, width)
+        names = table[width * (count + 1) :].split(b"\0")
+        found: dict[str, int] = {}
+        for symbol, offset in zip(names, offsets, strict=False):
+            found.setdefault(symbol.decode("utf-8", "surrogateescape"), offset)
+        return found
+
+    @cached_property
+    def _long_names(self) -> bytes:
+        offset = len(MAGIC)
+        while offset < len(self._data):
+            name, size = self._header(offset)
+            if name == b"//":
+                return self._data[offset + _HEADER_SIZE : offset + _HEADER_SIZE + size]
+            if not name.startswith(b"/"):
+                break
+            offset += _HEADER_SIZE + size + size % 2
+        return b""
+
+    def member(self, offset: int) -> CodeUnit:
+        """The member whose header is at `offset`; the same object each time."""
+        known = self._members.get(offset)
+        if known:
+            return known
+        field, size = self._header(offset)
+        if field.startswith(b"/"):
+            start = int(field[1:])
+            label = self._long_names[start : self._long_names.index(b"/", start)]
+        else:
+            label = field.rstrip(b"/")
+        origin = f"{self.path.name}({label.decode('utf-8', 'replace')})"
+        data = self._data[offset + _HEADER_SIZE : offset + _HEADER_SIZE + size]
+        unit = self._members[offset] = CodeUnit(RelocatableObject(data, origin), origin, from_archive=True)
+        return unit
+
+
+class ArchiveSet:
+    """The archives of one link line, in its order, opened when first asked.
+
+    Args:
+        paths: the archives.
+    """
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self._paths = paths
+
+    @cached_property
+    def _index(self) -> dict[str, tuple[Archive, int]]:
+        found: dict[str, tuple[Archive, int]] = {}
+        for path in self._paths:
+            archive = Archive(path)
+            for symbol, offset in archive.symbols.items():
+                found.setdefault(symbol, (archive, offset))
+        return found
+
+    def warm(self) -> None:
+        """Read the archives' symbol tables now, so that the first edit need not."""
+        _ = self._index
+
+    def member_defining(self, name: str) -> CodeUnit | None:
+        """The first member whose archive symbol table lists `name`."""
+        place = self._index.get(name)
+        return place[0].member(place[1]) if place else None

@@ -1,0 +1,228 @@
+"""Relocatable objects as graphs of sections, with fingerprints.
+
+Two builds of the same source give objects that differ in the names of anonymous constants, in the order of sections
+and in debug information. A fingerprint sees through that: it covers a section's bytes and, for every relocation, what
+it refers to: symbols with a real name by that name, anonymous constants and object-local functions by their own content.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+
+from hotpatchd.core.unit import Definition, Fingerprint, Reference, SectionKind, is_rust_name
+from hotpatchd.objfile import elf
+
+LOCATION_SIZE = 24
+"""Bytes of `core::panic::Location`: pointer and length of the file's name, line, column (u32 each)."""
+
+_LOCATION_NUMBERS = slice(16, 24)
+
+
+def _section_kind(section: elf.Section) -> SectionKind:
+    if not section.flags & elf.SHF_ALLOC:
+        return "other"
+    if section.flags & elf.SHF_TLS:
+        return "tls"
+    if section.flags & elf.SHF_EXECINSTR:
+        return "function"
+    if section.type == elf.SHT_INIT_ARRAY or section.name.startswith((".init_array", ".ctors", ".fini_array")):
+        return "init"
+    if section.name.startswith((".eh_frame", ".gcc_except_table")):
+        return "other"
+    if section.flags & elf.SHF_WRITE and not section.name.startswith((".data.rel.ro", ".data.DW.ref.")):
+        return "data"
+    return "constant"
+
+
+class CodeUnit:
+    """A `RelocatableObject` as a `Unit`.
+
+    Args:
+        obj: the object.
+        name: unique among the units of one selection.
+        from_archive: it is a member of an archive.
+    """
+
+    def __init__(self, obj: elf.RelocatableObject, name: str, *, from_archive: bool) -> None:
+        self.obj = obj
+        self.name = name
+        self.from_archive = from_archive
+        self._fingerprints: dict[int, Fingerprint] = {}
+
+    @cached_property
+    def kinds(self) -> tuple[SectionKind, ...]:
+        """Kind of each section, by index."""
+        return tuple(_section_kind(section) for section in self.obj.sections)
+
+    def kind(self, section: int) -> SectionKind:
+        """What the section holds."""
+        return self.kinds[section]
+
+    def _definition(self, index: int) -> Definition:
+        symbol = self.obj.symbols[index]
+        return Definition(
+            name=symbol.name,
+            section=symbol.shndx,
+            offset=symbol.value,
+            size=symbol.size,
+            kind=self.kinds[symbol.shndx],
+            local=symbol.bind == elf.STB_LOCAL,
+        )
+
+    @cached_property
+    def exports(self) -> dict[str, Definition]:
+        """Global and weak definitions in loaded sections, by name."""
+        kinds = self.kinds
+        return {
+            symbol.name: self._definition(index)
+            for index, symbol in enumerate(self.obj.symbols)
+            if symbol.bind != elf.STB_LOCAL
+            and 0 < symbol.shndx < elf.SHN_LORESERVE
+            and kinds[symbol.shndx] != "other"
+        }
+
+    def definitions_in(self, section: int) -> tuple[Definition, ...]:
+        """All named definitions in one section, local ones included."""
+        return tuple(map(self._definition, self.obj.symbols_of_section.get(section, ())))
+
+    def _exception_table(self, section: int) -> int | None:
+        for index in self.obj.symbols_of_section.get(section, ()):
+            table = self.obj.section_named(f".gcc_except_table.{self.obj.symbols[index].name}")
+            if table is not None:
+                return table
+        return None
+
+    def reference(self, symbol_index: int) -> Reference:
+        """What a relocation with that symbol leads to."""
+        symbol = self.obj.symbols[symbol_index]
+        if symbol.bind != elf.STB_LOCAL:
+            return Reference(symbol.name, symbol.shndx if symbol.shndx else -1, local=False)
+        return Reference("", symbol.shndx, local=True)
+
+    def references(self, section: int) -> Iterator[Reference]:
+        """What the section's relocations lead to, those of its exception table included."""
+        for reloc in self.obj.relocs(section):
+            yield self.reference(reloc.symbol)
+        table = self._exception_table(section)
+        if table is not None:
+            for reloc in self.obj.relocs(table):
+                yield self.reference(reloc.symbol)
+
+    @cached_property
+    def _frame_references(self) -> tuple[Reference, ...]:
+        frames = self.obj.section_named(".eh_frame")
+        if frames is None:
+            return ()
+        targets = {reloc.symbol for reloc in self.obj.relocs(frames)}
+        found = (self.reference(target) for target in sorted(targets))
+        return tuple(
+            reference
+            for reference in found
+            if reference.section < 0 or self.kinds[reference.section] in ("constant", "data")
+        )
+
+    def frame_references(self) -> tuple[Reference, ...]:
+        """Personality routines, or the slots that hold their addresses."""
+        return self._frame_references
+
+    def fingerprint(self, section: int) -> Fingerprint:
+        """Digest of the section and of everything anonymous that it refers to."""
+        known = self._fingerprints.get(section)
+        return known or self._fingerprint(section, [])[0]
+
+    def _fingerprint(self, section: int, path: list[int]) -> tuple[Fingerprint, bool]:
+        """The digest, and whether it depends on a section further up `path` (then it holds for this path only)."""
+        path.append(section)
+        strict, blind = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+        open_ended = False
+        header = self.obj.sections[section]
+        contents = self.obj.contents(header)
+        relocs = self.obj.relocs(section)
+        strict.update(b"%d:%d:" % (header.size, header.flags & 0x7FF))
+        strict.update(contents)
+        blind.update(b"%d:%d:" % (header.size, header.flags & 0x7FF))
+        blind.update(self._without_location(section, contents, relocs))
+        for reloc in relocs:
+            label, inner, depends = self._label(reloc, path)
+            open_ended = open_ended or depends
+            strict.update(label)
+            blind.update(label)
+            if inner is not None:
+                strict.update(inner.strict)
+                blind.update(inner.blind)
+        table = self._exception_table(section)
+        if table is not None:
+            for digest in (strict, blind):
+                digest.update(self.obj.contents(self.obj.sections[table]))
+        path.pop()
+        result = Fingerprint(strict.digest(), blind.digest())
+        open_ended = open_ended and bool(path)
+        if not open_ended:
+            self._fingerprints[section] = result
+        return result, open_ended
+
+    def _label(self, reloc: elf.Reloc, path: list[int]) -> tuple[bytes, Fingerprint | None, bool]:
+        """A relocation by what it refers to: bytes for the digest, the digest of anonymous content, and whether
+        that content depends on `path`."""
+        symbol = self.obj.symbols[reloc.symbol]
+        place = b"%d:%d:%d:" % (reloc.offset, reloc.type, reloc.addend)
+        if symbol.bind != elf.STB_LOCAL:
+            return place + symbol.name.encode("utf-8", "surrogateescape") + b"\0", None, False
+        target = symbol.shndx
+        if target == 0 or target >= elf.SHN_LORESERVE:
+            return place + b"absolute:%d" % symbol.value, None, False
+        named = self._state_name(target)
+        if named:
+            return place + named.encode("utf-8", "surrogateescape") + b":%d\0" % symbol.value, None, False
+        header = self.obj.sections[target]
+        if header.flags & elf.SHF_MERGE:
+            is_section = symbol.type == elf.STT_SECTION
+            start = symbol.value + (reloc.addend if is_section else 0)
+            place = b"%d:%d:%d:" % (reloc.offset, reloc.type, 0 if is_section else reloc.addend)
+            piece = hashlib.blake2b(self._piece(header, start, symbol.size), digest_size=16).digest()
+            return place + b"piece:" + piece, None, False
+        if target in path:
+            return place + b"cycle:%d" % (len(path) - path.index(target)), None, target != path[-1]
+        place += b"%d:" % symbol.value
+        known = self._fingerprints.get(target)
+        if known:
+            return place, known, False
+        inner, depends = self._fingerprint(target, path)
+        return place, inner, depends
+
+    def _state_name(self, section: int) -> str:
+        """The name by which writable data counts as the same in two builds; empty for what counts by content."""
+        if self.kinds[section] not in ("data", "tls"):
+            return ""
+        for definition in self.definitions_in(section):
+            if is_rust_name(definition.name):
+                return definition.name
+        return ""
+
+    def _piece(self, header: elf.Section, start: int, size: int) -> bytes:
+        """The element of a SHF_MERGE section at `start`: up to its NUL for strings, `sh_entsize` bytes otherwise."""
+        contents = self.obj.contents(header)
+        if size:
+            return contents[start : start + size]
+        if header.flags & elf.SHF_STRINGS:
+            end = contents.find(b"\0", start)
+            return contents[start : end if end >= 0 else len(contents)]
+        return contents[start : start + header.entsize]
+
+    def _without_location(self, section: int, contents: bytes, relocs: list[elf.Reloc]) -> bytes:
+        """The contents with line and column zeroed, where the section is a panic location."""
+        if len(contents) != LOCATION_SIZE or len(relocs) != 1 or self.kinds[section] != "constant":
+            return contents
+        reloc = relocs[0]
+        symbol = self.obj.symbols[reloc.symbol]
+        if reloc.offset or reloc.type != elf.R_X86_64_64 or not 0 < symbol.shndx < elf.SHN_LORESERVE:
+            return contents
+        name_length = int.from_bytes(contents[8:16], "little")
+        header = self.obj.sections[symbol.shndx]
+        start = symbol.value + reloc.addend
+        file_name = self.obj.contents(header)[start : start + name_length]
+        if len(file_name) != name_length or not file_name.endswith(b".rs"):
+            return contents
+        masked = bytearray(contents)
+        masked[_LOCATION_NUMBERS] = bytes(8)
+        return bytes(masked)

@@ -1,0 +1,325 @@
+"""The symbols of a host binary: read once, kept on disk by build id, looked up without loading.
+
+A large program has some hundred thousand symbols. They are columns here, not objects: sorted names in one block, and
+arrays of addresses, sizes and kinds beside it, mapped into memory from a file.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import struct
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import NoteSection
+
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.core.unit import HostSymbol
+from hotpatchd.objfile import elf
+from hotpatchd.objfile.stub import TlsBlock
+
+_MAGIC = b"hpdidx\x00\x01"
+_HEADER = struct.Struct("<8sQ")
+"""Magic with a format version, length of the JSON header in bytes."""
+
+_KINDS: tuple[Literal["function", "data", "tls"], ...] = ("function", "data", "tls")
+_KIND_OF_TYPE = {
+    elf.STT_FUNC: 0,
+    elf.STT_GNU_IFUNC: 0,
+    elf.STT_OBJECT: 1,
+    elf.STT_NOTYPE: 1,
+    elf.STT_TLS: 2,
+}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostHeader:
+    """What is known of a host binary besides its symbols.
+
+    Args:
+        build_id: content of the GNU build-id note, or `sha256-` and the file's SHA-256, in hex.
+        position_independent: ET_DYN; otherwise run-time addresses are link-time addresses.
+        tls: its PT_TLS segment.
+        code: executable PT_LOAD segments: (link-time address, offset in the file, size in the file).
+    """
+
+    build_id: str
+    position_independent: bool
+    tls: TlsBlock | None
+    code: tuple[tuple[int, int, int], ...]
+
+
+class HostIndex:
+    """The symbols of one host binary.
+
+    Args:
+        header: what else is known of it.
+        names: symbol names, sorted, as one block of bytes.
+        starts: offset of each name in the block, with the block's length at the end.
+        addrs: link-time addresses, parallel to the names.
+        sizes: in bytes.
+        kinds: indices into function, data, tls.
+        by_addr: row numbers of the functions, sorted by address.
+    """
+
+    def __init__(
+        self,
+        header: HostHeader,
+        names: bytes | memoryview,
+        starts: "memoryview | array[int]",
+        addrs: "memoryview | array[int]",
+        sizes: "memoryview | array[int]",
+        kinds: "memoryview | array[int]",
+        by_addr: "memoryview | array[int]",
+    ) -> None:
+        self.header = header
+        self._names = names
+        self._starts = starts
+        self._addrs = addrs
+        self._sizes = sizes
+        self._kinds = kinds
+        self._by_addr = by_addr
+
+    def __len__(self) -> int:
+        return len(self._addrs)
+
+    def _name(self, row: int) -> bytes:
+        return bytes(self._names[self._starts[row] : self._starts[row + 1]])
+
+    def _first_row(self, name: bytes) -> int:
+        low, high = 0, len(self._addrs)
+        while low < high:
+            middle = (low + high) // 2
+            if self._name(middle) < name:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _rows(self, name: str) -> Iterator[int]:
+        wanted = name.encode("utf-8", "surrogateescape")
+        row = self._first_row(wanted)
+        while row < len(self._addrs) and self._name(row) == wanted:
+            yield row
+            row += 1
+
+    def find(self, name: str) -> HostSymbol | None:
+        """The first symbol of that name, with the number of different addresses that carry it."""
+        rows = list(self._rows(name))
+        if not rows:
+            return None
+        first = rows[0]
+        addrs = {self._addrs[row] for row in rows}
+        return HostSymbol(self._addrs[first], self._sizes[first], _KINDS[self._kinds[first]], len(addrs))
+
+    def function_names_at(self, addr: int) -> tuple[str, ...]:
+        """All names of the function at a link-time address; several where the compiler or linker folded functions."""
+        found = []
+        place = self._first_at(addr)
+        while place < len(self._by_addr) and self._addrs[self._by_addr[place]] == addr:
+            found.append(self._name(self._by_addr[place]).decode("utf-8", "surrogateescape"))
+            place += 1
+        return tuple(found)
+
+    def _first_at(self, addr: int) -> int:
+        low, high = 0, len(self._by_addr)
+        while low < high:
+            middle = (low + high) // 2
+            if self._addrs[self._by_addr[middle]] < addr:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def room_at(self, addr: int) -> int:
+        """Bytes from a function's start to the next function's start (or the end of its segment)."""
+        place = self._first_at(addr)
+        while place < len(self._by_addr) and self._addrs[self._by_addr[place]] == addr:
+            place += 1
+        if place < len(self._by_addr):
+            return self._addrs[self._by_addr[place]] - addr
+        for start, _, size in self.header.code:
+            if start <= addr < start + size:
+                return start + size - addr
+        return 0
+
+    def __iter__(self) -> Iterator[tuple[str, int, int, str]]:
+        """All symbols, sorted by name: (name, address, size, kind)."""
+        for row in range(len(self)):
+            name = self._name(row).decode("utf-8", "surrogateescape")
+            yield name, self._addrs[row], self._sizes[row], _KINDS[self._kinds[row]]
+
+
+    def columns(self) -> tuple[tuple[str, "memoryview | array[int]"], ...]:
+        """The columns with their `struct` codes, in the order in which a file holds them."""
+        return (
+            ("I", self._starts),
+            ("Q", self._addrs),
+            ("Q", self._sizes),
+            ("B", self._kinds),
+            ("I", self._by_addr),
+        )
+
+    @property
+    def names(self) -> bytes | memoryview:
+        """All names as one block."""
+        return self._names
+
+
+def save_index(index: HostIndex, path: Path) -> None:
+    """Write the index file atomically; its columns are 8-byte aligned, in this machine's byte order."""
+    lengths = [len(column) for _, column in index.columns()]
+    fields = {**asdict(index.header), "lengths": lengths, "names": len(index.names), "order": sys.byteorder}
+    header = json.dumps(fields).encode()
+    header += b" " * (-len(header) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, len(header)))
+        file.write(header)
+        for _, column in index.columns():
+            data = column.tobytes()
+            file.write(data + bytes(-len(data) % 8))
+        file.write(index.names)
+    temporary.replace(path)
+
+
+def load_index(path: Path) -> HostIndex | None:
+    """Map an index file; None where there is none, or one of another format or cut short (it is then made anew)."""
+    try:
+        with path.open("rb") as file:
+            view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        magic, header_size = _HEADER.unpack_from(view)
+        place = _HEADER.size
+        fields = json.loads(bytes(view[place : place + header_size])) if magic == _MAGIC else {}
+        place += header_size
+        if fields.get("order") != sys.byteorder:
+            return None
+        columns = []
+        for code, length in zip("IQQBI", fields["lengths"], strict=True):
+            size = struct.calcsize(code) * length
+            columns.append(view[place : place + size].cast(code))
+            place += size + -size % 8
+        names = view[place:]
+        if len(names) != fields["names"]:
+            return None
+        header = HostHeader(
+            build_id=fields["build_id"],
+            position_independent=fields["position_independent"],
+            tls=TlsBlock(**fields["tls"]) if fields["tls"] else None,
+            code=tuple((start, offset, size) for start, offset, size in fields["code"]),
+        )
+        return HostIndex(header, names, *columns)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+
+
+def read_host(path: Path) -> HostIndex:
+    """Read the symbols of a host binary.
+
+    Args:
+        path: an ELF executable or shared library with a symbol table.
+
+    Raises:
+        ObjectError: not an ELF file, damaged, or stripped.
+    """
+    try:
+        build_id = build_id_of(path)
+        data = path.read_bytes()
+        with path.open("rb") as file:
+            binary = ELFFile(file)
+            header = _host_header(binary, build_id)
+            symtab = binary.get_section_by_name(".symtab")
+            if symtab is None:
+                raise ObjectError(
+                    f"{path} is stripped: it has no symbol table",
+                    hint="set `strip = false` in the profile, and build again",
+                )
+            strtab = binary.get_section(symtab["sh_link"])
+            rows = data[symtab["sh_offset"] : symtab["sh_offset"] + symtab["sh_size"]]
+            strings = data[strtab["sh_offset"] : strtab["sh_offset"] + strtab["sh_size"]]
+        return _index_symbols(header, rows, strings)
+    except (OSError, ELFError, ValueError, struct.error) as error:
+        raise ObjectError(f"cannot read the symbols of {path}: {error}") from error
+
+
+def build_id_of(path: Path) -> str:
+    """Content of the GNU build-id note, or `sha256-` and the file's SHA-256, in hex.
+
+    Raises:
+        ObjectError: not a readable ELF file.
+    """
+    try:
+        with path.open("rb") as file:
+            for section in ELFFile(file).iter_sections("SHT_NOTE"):
+                assert isinstance(section, NoteSection)
+                for note in section.iter_notes():
+                    if note["n_type"] == "NT_GNU_BUILD_ID":
+                        return str(note["n_desc"])
+            file.seek(0)
+            return "sha256-" + hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ELFError) as error:
+        raise ObjectError(f"cannot read {path}: {error}") from error
+
+
+def _host_header(binary: ELFFile, build_id: str) -> HostHeader:
+    segments = list(binary.iter_segments())
+    tls = next((s for s in segments if s["p_type"] == "PT_TLS"), None)
+    return HostHeader(
+        build_id=build_id,
+        position_independent=binary["e_type"] == "ET_DYN",
+        tls=TlsBlock(size=tls["p_memsz"], align=tls["p_align"]) if tls else None,
+        code=tuple(
+            (s["p_vaddr"], s["p_offset"], s["p_filesz"])
+            for s in segments
+            if s["p_type"] == "PT_LOAD" and s["p_flags"] & 1
+        ),
+    )
+
+
+def _index_symbols(header: HostHeader, rows: bytes, strings: bytes) -> HostIndex:
+    found = sorted(
+        (strings[name : strings.index(b"\0", name)], value, size, _KIND_OF_TYPE[info & 15])
+        for name, info, _, shndx, value, size in elf.SYM.iter_unpack(rows)
+        if name and 0 < shndx < elf.SHN_LORESERVE and info & 15 in _KIND_OF_TYPE
+    )
+    starts = array("I", [0])
+    place = 0
+    for name, _, _, _ in found:
+        place += len(name)
+        starts.append(place)
+    addrs = array("Q", [row[1] for row in found])
+    functions = [row for row, (_, _, _, kind) in enumerate(found) if kind == 0]
+    return HostIndex(
+        header,
+        b"".join(row[0] for row in found),
+        starts,
+        addrs,
+        array("Q", [row[2] for row in found]),
+        array("B", [row[3] for row in found]),
+        array("I", sorted(functions, key=addrs.__getitem__)),
+    )
+
+
+def host_index(path: Path, cache_dir: Path) -> HostIndex:
+    """The symbols of a host binary, from the cache where it is there.
+
+    Args:
+        path: the binary.
+        cache_dir: where index files are kept, named by build id.
+
+    Raises:
+        ObjectError: as `read_host`.
+    """
+    place = cache_dir / f"{build_id_of(path)}.idx"
+    index = load_index(place)
+    if index is None:
+        index = read_host(path)
+        save_index(index, place)
+    return index

@@ -1,0 +1,104 @@
+"""A linked patch image: what of it a client needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotpatchd.core.client import EhFrame, Import, Protection, Segment
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.objfile import elf
+from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
+
+PAGE = 4096
+_TERMINATOR = bytes(4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A patch linked at its final address.
+
+    Args:
+        payload: the bytes of all segments.
+        segments: where they go; page-aligned, sorted by address.
+        imports: slots for the client to fill.
+        eh_frame: its unwind tables, ending with a zero.
+        symbols: name → (run-time address, size, whether it is a function), of everything that it defines itself.
+    """
+
+    payload: bytes
+    segments: tuple[Segment, ...]
+    imports: tuple[Import, ...]
+    eh_frame: EhFrame | None
+    symbols: dict[str, tuple[int, int, bool]]
+
+    @property
+    def end(self) -> int:
+        """The first address after the image."""
+        return max((s.addr + s.mem_size for s in self.segments), default=0)
+
+
+def read_image(path: Path) -> Image:
+    """Read what the linker wrote.
+
+    Raises:
+        ObjectError: it is not what the link plan asked for.
+    """
+    try:
+        file = elf.ElfFile(path.read_bytes(), str(path))
+    except OSError as error:
+        raise ObjectError(f"cannot read the linked patch {path}: {error}") from error
+    payload = bytearray()
+    segments = []
+    for index in range(file.header.segment_count):
+        kind, flags, offset, vaddr, _, filesz, memsz, _ = elf.PHDR.unpack_from(
+            file.data, file.header.segment_offset + index * elf.PHDR.size
+        )
+        if kind != elf.PT_LOAD or not memsz:
+            continue
+        lead = vaddr % PAGE
+        segments.append(
+            Segment(
+                addr=vaddr - lead,
+                mem_size=lead + memsz,
+                offset=len(payload),
+                file_size=lead + filesz,
+                prot=_protection(flags, path),
+            )
+        )
+        payload += bytes(lead) + file.data[offset : offset + filesz]
+    imports = []
+    symbols = {}
+    for symbol in file.symbols:
+        if not symbol.name or symbol.shndx == 0 or symbol.shndx >= elf.SHN_LORESERVE:
+            continue
+        if symbol.name.startswith(IMPORT_SLOT_PREFIX):
+            imports.append(Import(name=symbol.name.removeprefix(IMPORT_SLOT_PREFIX), slot=symbol.value))
+        elif symbol.type in (elf.STT_FUNC, elf.STT_OBJECT):
+            symbols[symbol.name] = (symbol.value, symbol.size, symbol.type == elf.STT_FUNC)
+    return Image(
+        payload=bytes(payload),
+        segments=tuple(segments),
+        imports=tuple(imports),
+        eh_frame=_eh_frame(file),
+        symbols=symbols,
+    )
+
+
+def _protection(flags: int, path: Path) -> Protection:
+    if flags & elf.PF_X and flags & elf.PF_W:
+        raise ObjectError(f"{path} has a segment that is writable and executable")
+    if flags & elf.PF_X:
+        return "rx"
+    return "rw" if flags & elf.PF_W else "r"
+
+
+def _eh_frame(file: elf.ElfFile) -> EhFrame | None:
+    index = file.section_named(".eh_frame")
+    if index is None:
+        return None
+    section = file.sections[index]
+    if section.size <= len(_TERMINATOR):
+        return None
+    if not file.contents(section).endswith(_TERMINATOR):
+        raise ObjectError(f"{file.origin} has unwind tables without a terminating zero")
+    addr = elf.SHDR.unpack_from(file.data, file.header.section_offset + index * elf.SHDR.size)[3]
+    return EhFrame(addr=addr, size=section.size)

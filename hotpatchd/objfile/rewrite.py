@@ -1,0 +1,128 @@
+"""Copies of objects in which what the program already has is undefined.
+
+The copy is what the linker gets. Nothing in it moves: a new symbol table and string table are appended, relocations are
+changed in place. So every section keeps its bytes, and debug information stays right.
+"""
+
+import struct
+from collections.abc import Mapping
+
+from hotpatchd.core.unit import Definition
+from hotpatchd.objfile import elf
+from hotpatchd.objfile.codeunit import CodeUnit
+
+IMPORT_SLOT_PREFIX = "__imp_"
+"""Symbol prefix of the 8 bytes that hold an import's address (the name that PE gave this thing)."""
+
+
+class _SymbolTable:
+    """The symbol and string table of a copy: the original's, and what is appended."""
+
+    def __init__(self, obj: elf.RelocatableObject) -> None:
+        symtab = obj.sections[obj.symtab_index]
+        self.symbols = bytearray(obj.contents(symtab))
+        self.strings = bytearray(obj.contents(obj.sections[symtab.link]))
+        self._appended: dict[tuple[str, int], int] = {}
+
+    def undefine(self, index: int) -> None:
+        """Make a global symbol undefined, and no longer weak: an undefined weak symbol may silently become 0."""
+        name, info, other, _, _, _ = elf.SYM.unpack_from(self.symbols, index * elf.SYM.size)
+        kind = elf.STT_TLS if info & 15 == elf.STT_TLS else elf.STT_NOTYPE
+        row = (name, elf.STB_GLOBAL << 4 | kind, other, elf.SHN_UNDEF, 0, 0)
+        elf.SYM.pack_into(self.symbols, index * elf.SYM.size, *row)
+
+    def append_undefined(self, name: str, kind: int) -> int:
+        """The index of a new undefined global symbol."""
+        known = self._appended.get((name, kind))
+        if known is not None:
+            return known
+        index = len(self.symbols) // elf.SYM.size
+        row = (len(self.strings), elf.STB_GLOBAL << 4 | kind, 0, elf.SHN_UNDEF, 0, 0)
+        self.symbols += elf.SYM.pack(*row)
+        self.strings += name.encode("utf-8", "surrogateescape") + b"\0"
+        self._appended[name, kind] = index
+        return index
+
+
+def rewrite(
+    unit: CodeUnit,
+    *,
+    sections: frozenset[int],
+    host_sections: Mapping[int, Definition],
+    host_names: frozenset[str],
+    imports: frozenset[str],
+) -> bytes:
+    """The copy of one object that the linker gets.
+
+    Args:
+        unit: the object.
+        sections: the sections that the patch takes.
+        host_sections: sections whose state is the program's: references to them become references to the symbol.
+        host_names: exports of the object that become undefined, because the program has them.
+        imports: symbols whose GOT references become references to the patch's own import slots.
+
+    Returns:
+        A relocatable object. Its debug information is kept, unless it comes from an archive: then it would be as large
+        as the library.
+    """
+    obj = unit.obj
+    data = bytearray(obj.data)
+    table = _SymbolTable(obj)
+    for index, symbol in enumerate(obj.symbols):
+        if symbol.bind != elf.STB_LOCAL and symbol.shndx and symbol.name in host_names:
+            table.undefine(index)
+    for section in sections:
+        _redirect(unit, section, host_sections, imports, data, table)
+    if unit.from_archive:
+        _exclude_debug(obj, data)
+    return _with_tables(obj, data, table)
+
+
+def _redirect(
+    unit: CodeUnit,
+    section: int,
+    host_sections: Mapping[int, Definition],
+    imports: frozenset[str],
+    data: bytearray,
+    table: _SymbolTable,
+) -> None:
+    obj = unit.obj
+    rela = obj.rela_section(section)
+    if rela is None:
+        return
+    for row, reloc in enumerate(obj.relocs(section)):
+        symbol = obj.symbols[reloc.symbol]
+        kind, addend = reloc.type, reloc.addend
+        if symbol.bind == elf.STB_LOCAL and symbol.shndx in host_sections:
+            definition = host_sections[symbol.shndx]
+            is_tls = definition.kind == "tls"
+            index = table.append_undefined(definition.name, elf.STT_TLS if is_tls else elf.STT_NOTYPE)
+            addend += symbol.value - definition.offset
+        elif symbol.name in imports and kind in elf.GOT_RELOCATIONS and symbol.shndx == elf.SHN_UNDEF:
+            # "The GOT entry of X" and "the import slot of X" are the same thing: 8 bytes that hold X's address.
+            index = table.append_undefined(IMPORT_SLOT_PREFIX + symbol.name, elf.STT_NOTYPE)
+            kind = elf.R_X86_64_PC32
+        else:
+            continue
+        place = rela.offset + row * elf.RELA.size
+        elf.RELA.pack_into(data, place, reloc.offset, index << 32 | kind, addend)
+
+
+def _exclude_debug(obj: elf.RelocatableObject, data: bytearray) -> None:
+    for index, section in enumerate(obj.sections):
+        if section.name.startswith((".debug_", ".rela.debug_")):
+            place = obj.header.section_offset + index * elf.SHDR.size + 8
+            struct.pack_into("<Q", data, place, section.flags | elf.SHF_EXCLUDE)
+
+
+def _with_tables(obj: elf.RelocatableObject, data: bytearray, table: _SymbolTable) -> bytes:
+    symtab_index = obj.symtab_index
+    for index, contents in (
+        (symtab_index, table.symbols),
+        (obj.sections[symtab_index].link, table.strings),
+    ):
+        data += bytes(-len(data) % 8)
+        place = obj.header.section_offset + index * elf.SHDR.size
+        struct.pack_into("<QQ", data, place + 24, len(data), len(contents))
+        data += contents
+    return bytes(data)
