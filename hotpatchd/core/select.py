@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from hotpatchd.core.unit import Archives, Definition, Host, Reference, Unit, is_rust_name
 from hotpatchd.core.events import Refusal
+from hotpatchd.core.unit import Archives, Definers, Definition, Host, Reference, Unit, is_rust_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class _Walk:
 
     def __init__(
         self,
-        definitions: Mapping[str, Unit],
+        definitions: Definers,
         host: Host,
         archives: Archives,
         roots: frozenset[str],
@@ -104,7 +104,9 @@ class _Walk:
 
     def run(self) -> None:
         for name in sorted(self.roots):
-            self.keep(self.definitions[name], self.definitions[name].exports[name].section)
+            unit = self.definitions.get(name)
+            if unit is not None:
+                self.keep(unit, unit.exports[name].section)
         while self.queue:
             unit, section = self.queue.popleft()
             for reference in unit.references(section):
@@ -144,7 +146,7 @@ class _Walk:
     def local_state_of_host(self, unit: Unit, definition: Definition) -> None:
         found = self.host.find(definition.name)
         assert found is not None
-        if found.count > 1 or not definition.name.startswith(_UNIQUE_PREFIXES):
+        if found.homonyms > 1 or not definition.name.startswith(_UNIQUE_PREFIXES):
             self.refuse(
                 definition.name,
                 "ambiguous_static",
@@ -176,8 +178,10 @@ class _Walk:
         definition = own or (definer.exports[name] if definer else None)
         found = self.host.find(name)
         if found:
-            if definition is None or definition.kind == "function" or self.same_state(
-                definition, found.size, found.kind
+            if (
+                definition is None
+                or definition.kind == "function"
+                or self.same_state(definition, found.size, found.kind)
             ):
                 self.host_names.add(name)
             return
@@ -199,7 +203,9 @@ class _Walk:
         name = next((d.name for d in named), f"a static of {unit.name}")
         if unit.kind(section) == "tls":
             self.refuse(
-                name, "new_thread_local", "threads that run already have no room for a new thread-local; restart"
+                name,
+                "new_thread_local",
+                "threads that run already have no room for a new thread-local; restart",
             )
         elif name in self.baseline_state:
             self.refuse(
@@ -228,7 +234,7 @@ _KIND = {"function": "a function", "data": "a static", "tls": "a thread-local"}
 def select(
     *,
     roots: Iterable[str],
-    definitions: Mapping[str, Unit],
+    definitions: Definers,
     host: Host,
     archives: Archives,
     baseline_state: frozenset[str] = frozenset(),
@@ -237,7 +243,7 @@ def select(
 
     Args:
         roots: functions that the program has and that this build defines with other code.
-        definitions: symbol name → the object of this build that defines it (exports only).
+        definitions: symbol name → the object of this build that exports it.
         host: the program's symbols.
         archives: the archives of the captured link line.
         baseline_state: statics that the program's own source had, where the optimiser may have taken their names;
@@ -255,7 +261,11 @@ def select(
         for section in kept.sections:
             for definition in kept.unit.definitions_in(section):
                 if definition.kind == "init":
-                    walk.refuse(definition.name, "runs_at_start", "it is called when a program starts, which has passed")
+                    walk.refuse(
+                        definition.name,
+                        "runs_at_start",
+                        "it is called when a program starts, which has passed",
+                    )
                 if definition.local or host.find(definition.name):
                     continue
                 if definition.kind == "function" and not kept.unit.from_archive:

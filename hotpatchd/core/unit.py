@@ -108,13 +108,13 @@ class HostSymbol(NamedTuple):
         addr: link-time address; for a thread-local its offset in the TLS segment.
         size: in bytes.
         kind: `function`, `data` (constants included) or `tls`.
-        count: how many symbols of that name there are.
+        homonyms: how many different addresses carry the name.
     """
 
     addr: int
     size: int
     kind: Literal["function", "data", "tls"]
-    count: int
+    homonyms: int
 
 
 class Host(Protocol):
@@ -129,3 +129,10 @@ class Archives(Protocol):
 
     def member_defining(self, name: str) -> Unit | None:
         """The first member whose archive symbol table lists `name`."""
+
+
+class Definers(Protocol):
+    """Which object of a build defines a symbol."""
+
+    def get(self, symbol: str, /) -> Unit | None:
+        """The object that exports `symbol`."""

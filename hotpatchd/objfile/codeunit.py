@@ -76,9 +76,7 @@ class CodeUnit:
         return {
             symbol.name: self._definition(index)
             for index, symbol in enumerate(self.obj.symbols)
-            if symbol.bind != elf.STB_LOCAL
-            and 0 < symbol.shndx < elf.SHN_LORESERVE
-            and kinds[symbol.shndx] != "other"
+            if symbol.bind != elf.STB_LOCAL and 0 < symbol.shndx < elf.SHN_LORESERVE and kinds[symbol.shndx] != "other"
         }
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:

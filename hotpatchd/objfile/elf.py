@@ -6,6 +6,7 @@ serves where time does not matter (host binaries) and as the reference that the 
 Source: System V ABI, chapters 4 and 5 (gabi4+), and the x86-64 psABI for relocation types.
 """
 
+import mmap
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +88,7 @@ class ElfHeader:
     name_section: int
 
 
-def parse_header(data: bytes | memoryview, origin: str) -> ElfHeader:
+def parse_header(data: bytes | mmap.mmap, origin: str) -> ElfHeader:
     """Read an ELF header.
 
     Args:
@@ -127,7 +128,7 @@ class ElfFile:
         ObjectError: at construction, or at the first access to a part that is damaged.
     """
 
-    def __init__(self, data: bytes, origin: str) -> None:
+    def __init__(self, data: bytes | mmap.mmap, origin: str) -> None:
         self.data = data
         self.origin = origin
         self.header = parse_header(data, origin)
@@ -187,9 +188,7 @@ class ElfFile:
                     value,
                     size,
                 )
-                for index, (name, info, other, shndx, value, size) in enumerate(
-                    SYM.iter_unpack(self.contents(symtab))
-                )
+                for index, (name, info, other, shndx, value, size) in enumerate(SYM.iter_unpack(self.contents(symtab)))
             )
         except (ValueError, IndexError, struct.error):
             raise ObjectError(f"{self.origin} is damaged: its symbol table cannot be read") from None
@@ -219,7 +218,7 @@ class RelocatableObject(ElfFile):
         ObjectError: as `ElfFile`, and for other types of ELF file.
     """
 
-    def __init__(self, data: bytes, origin: str) -> None:
+    def __init__(self, data: bytes | mmap.mmap, origin: str) -> None:
         super().__init__(data, origin)
         if self.header.type != ET_REL:
             raise ObjectError(f"{origin} is not a relocatable object")

@@ -38,6 +38,7 @@ _KIND_OF_TYPE = {
     elf.STT_TLS: 2,
 }
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostHeader:
     """What is known of a host binary besides its symbols.
@@ -118,6 +119,10 @@ class HostIndex:
         addrs = {self._addrs[row] for row in rows}
         return HostSymbol(self._addrs[first], self._sizes[first], _KINDS[self._kinds[first]], len(addrs))
 
+    def functions(self, name: str) -> tuple[tuple[int, int], ...]:
+        """All functions of that name: (link-time address, size); a local name may occur several times."""
+        return tuple({(self._addrs[row], self._sizes[row]) for row in self._rows(name) if self._kinds[row] == 0})
+
     def function_names_at(self, addr: int) -> tuple[str, ...]:
         """All names of the function at a link-time address; several where the compiler or linker folded functions."""
         found = []
@@ -155,16 +160,9 @@ class HostIndex:
             name = self._name(row).decode("utf-8", "surrogateescape")
             yield name, self._addrs[row], self._sizes[row], _KINDS[self._kinds[row]]
 
-
-    def columns(self) -> tuple[tuple[str, "memoryview | array[int]"], ...]:
-        """The columns with their `struct` codes, in the order in which a file holds them."""
-        return (
-            ("I", self._starts),
-            ("Q", self._addrs),
-            ("Q", self._sizes),
-            ("B", self._kinds),
-            ("I", self._by_addr),
-        )
+    def columns(self) -> tuple["memoryview | array[int]", ...]:
+        """The columns in the order in which a file holds them: u32, u64, u64, u8, u32."""
+        return (self._starts, self._addrs, self._sizes, self._kinds, self._by_addr)
 
     @property
     def names(self) -> bytes | memoryview:
@@ -174,7 +172,7 @@ class HostIndex:
 
 def save_index(index: HostIndex, path: Path) -> None:
     """Write the index file atomically; its columns are 8-byte aligned, in this machine's byte order."""
-    lengths = [len(column) for _, column in index.columns()]
+    lengths = [len(column) for column in index.columns()]
     fields = {**asdict(index.header), "lengths": lengths, "names": len(index.names), "order": sys.byteorder}
     header = json.dumps(fields).encode()
     header += b" " * (-len(header) % 8)
@@ -183,7 +181,7 @@ def save_index(index: HostIndex, path: Path) -> None:
     with temporary.open("wb") as file:
         file.write(_HEADER.pack(_MAGIC, len(header)))
         file.write(header)
-        for _, column in index.columns():
+        for column in index.columns():
             data = column.tobytes()
             file.write(data + bytes(-len(data) % 8))
         file.write(index.names)
@@ -202,7 +200,8 @@ def load_index(path: Path) -> HostIndex | None:
         if fields.get("order") != sys.byteorder:
             return None
         columns = []
-        for code, length in zip("IQQBI", fields["lengths"], strict=True):
+        codes: tuple[Literal["I", "Q", "B"], ...] = ("I", "Q", "Q", "B", "I")
+        for code, length in zip(codes, fields["lengths"], strict=True):
             size = struct.calcsize(code) * length
             columns.append(view[place : place + size].cast(code))
             place += size + -size % 8

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hotpatchd.core.client import EhFrame, Import, Protection, Segment
 from hotpatchd.core.errors import ObjectError
+from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
 
@@ -21,14 +23,14 @@ class Image:
         segments: where they go; page-aligned, sorted by address.
         imports: slots for the client to fill.
         eh_frame: its unwind tables, ending with a zero.
-        symbols: name → (run-time address, size, whether it is a function), of everything that it defines itself.
+        symbols: functions and data that it defines, with run-time addresses.
     """
 
     payload: bytes
     segments: tuple[Segment, ...]
     imports: tuple[Import, ...]
     eh_frame: EhFrame | None
-    symbols: dict[str, tuple[int, int, bool]]
+    symbols: dict[str, HostSymbol]
 
     @property
     def end(self) -> int:
@@ -49,10 +51,10 @@ def read_image(path: Path) -> Image:
     payload = bytearray()
     segments = []
     for index in range(file.header.segment_count):
-        kind, flags, offset, vaddr, _, filesz, memsz, _ = elf.PHDR.unpack_from(
+        segment_type, flags, offset, vaddr, _, filesz, memsz, _ = elf.PHDR.unpack_from(
             file.data, file.header.segment_offset + index * elf.PHDR.size
         )
-        if kind != elf.PT_LOAD or not memsz:
+        if segment_type != elf.PT_LOAD or not memsz:
             continue
         lead = vaddr % PAGE
         segments.append(
@@ -66,14 +68,16 @@ def read_image(path: Path) -> Image:
         )
         payload += bytes(lead) + file.data[offset : offset + filesz]
     imports = []
-    symbols = {}
+    symbols: dict[str, HostSymbol] = {}
     for symbol in file.symbols:
         if not symbol.name or symbol.shndx == 0 or symbol.shndx >= elf.SHN_LORESERVE:
             continue
         if symbol.name.startswith(IMPORT_SLOT_PREFIX):
             imports.append(Import(name=symbol.name.removeprefix(IMPORT_SLOT_PREFIX), slot=symbol.value))
         elif symbol.type in (elf.STT_FUNC, elf.STT_OBJECT):
-            symbols[symbol.name] = (symbol.value, symbol.size, symbol.type == elf.STT_FUNC)
+            homonyms = symbols[symbol.name].homonyms + 1 if symbol.name in symbols else 1
+            kind: Literal["function", "data"] = "function" if symbol.type == elf.STT_FUNC else "data"
+            symbols[symbol.name] = HostSymbol(symbol.value, symbol.size, kind, homonyms)
     return Image(
         payload=bytes(payload),
         segments=tuple(segments),

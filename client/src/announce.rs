@@ -1,0 +1,173 @@
+//! Tells debuggers and symbolizers of patches: through `dl_iterate_phdr`, and through gdb's JIT interface.
+//!
+//! std's symbolizer asks `dl_iterate_phdr` once, at the first backtrace, and remembers the answer. So every slot of
+//! the region is announced from the start as a module of its own, whose file the daemon writes before it sends the patch.
+//! Source: backtrace-rs, `src/symbolize/gimli/libs_dl_iterate_phdr.rs`.
+
+use crate::memory::{REGION_SIZE, SLOT_SIZE};
+use libc::{c_char, c_int, c_void, dl_phdr_info, size_t, Elf64_Phdr};
+use std::fs::File;
+use std::io::{Cursor, Write};
+use std::mem::{size_of, transmute, zeroed};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::OnceLock;
+
+type Callback = unsafe extern "C" fn(*mut dl_phdr_info, size_t, *mut c_void) -> c_int;
+
+/// What is added to the load address of a slot, and taken from its segment's address.
+///
+/// Zero would be true, the patches being linked where they run, but std takes a module at zero for the static executable
+/// itself and looks into that file. Symbolizers subtract the load address, and so look one byte further back than they mean
+/// to. That is still inside the call instruction: they start from the last byte of it, and no call is shorter than two.
+const LOAD_ADDR: u64 = 1;
+
+struct Slots {
+    region_addr: u64,
+    /// The name of each slot's file, up to its number.
+    prefix: Vec<u8>,
+}
+
+static SLOTS: OnceLock<Slots> = OnceLock::new();
+
+/// Announces the slots of the region at `region_addr` from now on.
+pub fn announce_slots(region_addr: u64, state: &Path, instance: &str) {
+    let mut prefix = state.as_os_str().as_bytes().to_vec();
+    prefix.extend_from_slice(format!("/patches/{instance}/slot-").as_bytes());
+    let _ = SLOTS.set(Slots { region_addr, prefix });
+}
+
+/// libc's own `dl_iterate_phdr`.
+///
+/// # Safety
+/// As for `dl_iterate_phdr`.
+pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
+    static REAL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+    let mut real = REAL.load(Ordering::Relaxed);
+    if real.is_null() {
+        real = libc::dlsym(libc::RTLD_NEXT, b"dl_iterate_phdr\0".as_ptr().cast());
+        REAL.store(real, Ordering::Relaxed);
+    }
+    match transmute::<*mut c_void, Option<unsafe extern "C" fn(Option<Callback>, *mut c_void) -> c_int>>(real) {
+        Some(real) => real(callback, data),
+        None => 0,
+    }
+}
+
+/// Takes the place of libc's function for the whole program, and reports the slots after the real modules.
+///
+/// # Safety
+/// As for libc's function.
+#[no_mangle]
+pub unsafe extern "C" fn dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
+    let (Some(slots), Some(callback)) = (SLOTS.get(), callback) else {
+        return real_dl_iterate_phdr(callback, data);
+    };
+    let mut relay = Relay { callback, data, last: zeroed() };
+    match real_dl_iterate_phdr(Some(relay_module), ptr::addr_of_mut!(relay).cast()) {
+        0 => slots.report(&relay),
+        stopped => stopped,
+    }
+}
+
+/// Remembers the last module, whose counters of loads and unloads hold for the slots as well.
+struct Relay {
+    callback: Callback,
+    data: *mut c_void,
+    last: dl_phdr_info,
+}
+
+unsafe extern "C" fn relay_module(info: *mut dl_phdr_info, size: size_t, data: *mut c_void) -> c_int {
+    let relay = &mut *data.cast::<Relay>();
+    relay.last = *info;
+    (relay.callback)(info, size, relay.data)
+}
+
+impl Slots {
+    unsafe fn report(&self, relay: &Relay) -> c_int {
+        let mut name = [0u8; libc::PATH_MAX as usize];
+        for slot in 0..REGION_SIZE / SLOT_SIZE {
+            let mut cursor = Cursor::new(&mut name[..]);
+            let written = cursor.write_all(&self.prefix).and_then(|()| write!(cursor, "{slot}.elf\0"));
+            if written.is_err() {
+                return 0; // no file can have so long a name
+            }
+            let mut segment: Elf64_Phdr = zeroed();
+            segment.p_type = libc::PT_LOAD;
+            segment.p_flags = libc::PF_R | libc::PF_X;
+            segment.p_vaddr = self.region_addr + slot * SLOT_SIZE - LOAD_ADDR;
+            segment.p_memsz = SLOT_SIZE;
+            let mut info = relay.last;
+            info.dlpi_addr = LOAD_ADDR;
+            info.dlpi_name = name.as_ptr().cast::<c_char>();
+            info.dlpi_phdr = &segment;
+            info.dlpi_phnum = 1;
+            info.dlpi_tls_modid = 0;
+            info.dlpi_tls_data = ptr::null_mut();
+            let stopped = (relay.callback)(&mut info, size_of::<dl_phdr_info>(), relay.data);
+            if stopped != 0 {
+                return stopped;
+            }
+        }
+        0
+    }
+}
+
+/// Source: gdb manual, "JIT Compilation Interface".
+#[repr(C)]
+pub struct JitEntry {
+    next: *mut JitEntry,
+    previous: *mut JitEntry,
+    symfile_addr: *const c_void,
+    symfile_size: u64,
+}
+
+#[repr(C)]
+pub struct JitDescriptor {
+    version: u32,
+    action: u32,
+    relevant: *mut JitEntry,
+    first: *mut JitEntry,
+}
+
+const JIT_REGISTER: u32 = 1;
+
+#[no_mangle]
+pub static mut __jit_debug_descriptor: JitDescriptor =
+    JitDescriptor { version: 1, action: 0, relevant: ptr::null_mut(), first: ptr::null_mut() };
+
+/// gdb puts a breakpoint here.
+#[no_mangle]
+#[inline(never)]
+pub extern "C" fn __jit_debug_register_code() {
+    std::hint::black_box(());
+}
+
+/// Shows the linked patch at `path` to gdb for the rest of the process's life. A file that cannot be read is passed over:
+/// only debugging suffers.
+///
+/// # Safety
+/// Only one thread at a time may call it.
+pub unsafe fn register_with_gdb(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    let Ok(size) = file.metadata().map(|metadata| metadata.len()) else { return };
+    let flags = libc::MAP_PRIVATE;
+    let mapped = libc::mmap(ptr::null_mut(), size as usize, libc::PROT_READ, flags, file.as_raw_fd(), 0);
+    if mapped == libc::MAP_FAILED {
+        return;
+    }
+    let descriptor = ptr::addr_of_mut!(__jit_debug_descriptor);
+    let next = (*descriptor).first;
+    let entry =
+        Box::into_raw(Box::new(JitEntry { next, previous: ptr::null_mut(), symfile_addr: mapped, symfile_size: size }));
+    if !next.is_null() {
+        (*next).previous = entry;
+    }
+    (*descriptor).first = entry;
+    (*descriptor).relevant = entry;
+    (*descriptor).action = JIT_REGISTER;
+    __jit_debug_register_code();
+}

@@ -1,0 +1,162 @@
+//! Decides whether a patch can be applied, before anything is touched.
+
+use crate::arch::{detour, DETOUR_LEN};
+use crate::host::{hex, Host};
+use crate::memory::{pages, REGION_SIZE, SLOT_SIZE};
+use crate::unwind::{check_eh_frame, contains};
+use crate::wire::{Patch, Protection, Reason, Refusal};
+use sha2::{Digest, Sha256};
+use std::ffi::CString;
+use std::ops::Range;
+
+/// What has to be done for a patch that may be applied.
+pub struct Plan {
+    /// Page-aligned, in the order of the message; do not overlap.
+    pub segments: Vec<Placed>,
+    /// Slot address and the value that it gets.
+    pub slots: Vec<(u64, u64)>,
+    /// Executable segments.
+    pub code: Vec<Range<u64>>,
+    pub eh_frame: Option<Range<u64>>,
+    pub detours: Vec<Jump>,
+    /// The first free address after the patch, a multiple of the slot size.
+    pub next: u64,
+}
+
+pub struct Placed {
+    pub pages: Range<u64>,
+    pub addr: u64,
+    /// Where its content is in the bytes of the patch.
+    pub content: Range<usize>,
+    pub prot: Protection,
+}
+
+pub struct Jump {
+    /// The replaced function.
+    pub from: Range<u64>,
+    pub to: u64,
+    pub code: [u8; DETOUR_LEN],
+}
+
+/// What the client has applied so far, as far as the check depends on it.
+pub struct Ground<'a> {
+    pub host: &'a Host,
+    pub region_addr: u64,
+    pub next: u64,
+    /// Executable segments of all patches so far.
+    pub code: &'a [Range<u64>],
+}
+
+/// Checks everything that the daemon says of a patch.
+pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refusal> {
+    if bytes.len() as u64 != patch.size || hex(&Sha256::digest(bytes)) != patch.patch {
+        return Err(Reason::Hash.because("the bytes are not those that the message announced"));
+    }
+    if patch.build_id != ground.host.build_id {
+        let own = &ground.host.build_id;
+        return Err(Reason::BuildId.because(format!("for build {}, this program is {own}", patch.build_id)));
+    }
+    let segments = place_segments(patch, bytes, ground)?;
+    let code: Vec<Range<u64>> = patch
+        .segments
+        .iter()
+        .filter(|segment| segment.prot == Protection::Rx)
+        .map(|segment| segment.addr..segment.addr + segment.mem_size)
+        .collect();
+    let end = segments.iter().map(|segment| segment.pages.end).max().unwrap_or(ground.next);
+    Ok(Plan {
+        slots: resolve_imports(patch)?,
+        eh_frame: find_eh_frame(patch, bytes, &code)?,
+        detours: encode_detours(patch, ground, &code)?,
+        next: end.next_multiple_of(SLOT_SIZE),
+        segments,
+        code,
+    })
+}
+
+fn place_segments(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Vec<Placed>, Refusal> {
+    let free = ground.next..ground.region_addr + REGION_SIZE;
+    let mut placed: Vec<Placed> = Vec::new();
+    for segment in &patch.segments {
+        let wrong = |what: &str| Reason::Address.because(format!("the segment at {:#x} {what}", segment.addr));
+        let end = segment.addr.checked_add(segment.mem_size).filter(|&end| end <= free.end);
+        let range = segment.addr..end.ok_or_else(|| wrong("ends outside the region"))?;
+        if range.start < free.start {
+            return Err(wrong("starts before the free part of the region"));
+        }
+        if range.start % ground.host.page_size != 0 || range.is_empty() {
+            return Err(wrong("is empty or does not start on a page"));
+        }
+        let pages = pages(&range);
+        if placed.iter().any(|other| pages.start < other.pages.end && other.pages.start < pages.end) {
+            return Err(wrong("overlaps another one"));
+        }
+        let content_end = segment.offset.checked_add(segment.file_size);
+        let content_end = content_end.filter(|&end| end <= bytes.len() as u64 && segment.file_size <= segment.mem_size);
+        let Some(content_end) = content_end else {
+            return Err(Reason::Malformed.because(format!("the segment at {:#x} lacks content", segment.addr)));
+        };
+        let content = segment.offset as usize..content_end as usize;
+        placed.push(Placed { pages, addr: segment.addr, content, prot: segment.prot });
+    }
+    Ok(placed)
+}
+
+fn resolve_imports(patch: &Patch) -> Result<Vec<(u64, u64)>, Refusal> {
+    let holds = |slot: &Range<u64>| {
+        let writable = patch.segments.iter().filter(|segment| segment.prot != Protection::Rx);
+        writable.into_iter().any(|segment| contains(&(segment.addr..segment.addr + segment.mem_size), slot))
+    };
+    let mut slots = Vec::with_capacity(patch.imports.len());
+    for import in &patch.imports {
+        if !import.slot.checked_add(8).is_some_and(|end| holds(&(import.slot..end))) {
+            let detail = format!("the slot of {} at {:#x} is in no data segment", import.name, import.slot);
+            return Err(Reason::Address.because(detail));
+        }
+        let found = CString::new(&*import.name)
+            .map(|name| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as u64)
+            .unwrap_or(0);
+        if found == 0 {
+            let detail = format!("no loaded library has the symbol {}", import.name);
+            return Err(Refusal { symbol: Some(import.name.clone()), ..Reason::Import.because(detail) });
+        }
+        slots.push((import.slot, found));
+    }
+    Ok(slots)
+}
+
+fn find_eh_frame(patch: &Patch, bytes: &[u8], code: &[Range<u64>]) -> Result<Option<Range<u64>>, Refusal> {
+    let Some(eh_frame) = &patch.eh_frame else { return Ok(None) };
+    let content = patch.segments.iter().find_map(|segment| {
+        let offset = eh_frame.addr.checked_sub(segment.addr)?;
+        let end = offset.checked_add(eh_frame.size).filter(|&end| end <= segment.file_size)?;
+        bytes.get((segment.offset + offset) as usize..(segment.offset + end) as usize)
+    });
+    let content =
+        content.ok_or_else(|| Reason::Address.because(format!("eh_frame at {:#x} is in no segment", eh_frame.addr)))?;
+    check_eh_frame(content, eh_frame.addr, code).map_err(|detail| Reason::Malformed.because(detail))?;
+    Ok(Some(eh_frame.addr..eh_frame.addr + eh_frame.size))
+}
+
+fn encode_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result<Vec<Jump>, Refusal> {
+    let mut detours = Vec::with_capacity(patch.detours.len());
+    for jump in &patch.detours {
+        let wrong =
+            |what: &str| Reason::Address.because(format!("the detour from {:#x} to {:#x} {what}", jump.from, jump.to));
+        let overwritten = jump.from..jump.from.saturating_add(DETOUR_LEN as u64);
+        let mut replaceable = ground.host.module.code.iter().chain(ground.code);
+        if !replaceable.any(|range| contains(range, &overwritten)) {
+            return Err(wrong("starts outside the program's code"));
+        }
+        if !ground.code.iter().chain(code).any(|range| range.contains(&jump.to)) {
+            return Err(wrong("leads outside the patches' code"));
+        }
+        let code = detour(jump.from, jump.to).ok_or_else(|| wrong("is too long"))?;
+        detours.push(Jump { from: jump.from..jump.from.saturating_add(jump.size), to: jump.to, code });
+    }
+    detours.sort_by_key(|jump| jump.from.start);
+    if let Some(pair) = detours.windows(2).find(|pair| pair[1].from.start - pair[0].from.start < DETOUR_LEN as u64) {
+        return Err(Reason::Malformed.because(format!("two detours overlap at {:#x}", pair[1].from.start)));
+    }
+    Ok(detours)
+}

@@ -1,0 +1,381 @@
+//! Applies patches and takes them back: each all or nothing.
+
+use crate::announce::register_with_gdb;
+use crate::arch::DETOUR_LEN;
+use crate::check::{check, Ground, Plan};
+use crate::host::Host;
+use crate::memory::{discard, protect, Memory, REGION_SIZE, SLOT_SIZE};
+use crate::park::{Parking, Stuck, SIGNAL};
+use crate::unwind::{with_modules, Module, Walker};
+use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, Timings};
+use libc::pid_t;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use std::{fs, io, process, ptr, slice, thread};
+
+const ATTEMPTS: u32 = 8;
+const FIRST_LIMIT: Duration = Duration::from_millis(20);
+
+pub struct Engine {
+    pub host: Host,
+    pub instance: String,
+    region_addr: u64,
+    next: u64,
+    /// In force, oldest first.
+    patches: Vec<InForce>,
+    /// Every body that each detoured function has had, the host's first; taken back ones too, since threads may run them.
+    bodies: BTreeMap<u64, Vec<Range<u64>>>,
+    /// Executable segments and unwind tables of all patches ever applied: they stay mapped.
+    code: Vec<Range<u64>>,
+    tables: Vec<Module>,
+    memory: Memory,
+    parking: Parking,
+}
+
+struct InForce {
+    patch: String,
+    detours: Vec<Undoable>,
+}
+
+struct Undoable {
+    from: u64,
+    to: u64,
+    overwritten: [u8; DETOUR_LEN],
+}
+
+/// New first bytes for a function.
+struct Change {
+    from: u64,
+    code: [u8; DETOUR_LEN],
+    overwritten: [u8; DETOUR_LEN],
+    /// The bodies that are not called any more.
+    old_bodies: Vec<Range<u64>>,
+}
+
+/// What rewriting told.
+struct Rewritten {
+    threads: usize,
+    parked: Duration,
+    on_stack: Vec<OnStack>,
+}
+
+/// Why code was not rewritten this time.
+enum Hindrance {
+    Stuck(Stuck),
+    /// The thread is, or will return, between the bytes that are to be overwritten.
+    Inside(pid_t, u64),
+    Unwritable(io::Error),
+}
+
+extern "C" {
+    fn __register_frame(eh_frame: *const u8);
+    fn __deregister_frame(eh_frame: *const u8);
+}
+
+impl Engine {
+    pub fn new(host: Host, instance: String, region_addr: u64) -> io::Result<Engine> {
+        membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE);
+        Ok(Engine {
+            host,
+            instance,
+            region_addr,
+            next: region_addr,
+            patches: Vec::new(),
+            bodies: BTreeMap::new(),
+            code: Vec::new(),
+            tables: Vec::new(),
+            memory: Memory::open()?,
+            parking: Parking::open()?,
+        })
+    }
+
+    pub fn region(&self) -> Region {
+        Region { addr: self.region_addr, size: REGION_SIZE, slot_size: SLOT_SIZE, next: self.next }
+    }
+
+    /// Ids of the patches in force, oldest first.
+    pub fn patches(&self) -> Vec<&str> {
+        self.patches.iter().map(|patch| &*patch.patch).collect()
+    }
+
+    pub fn apply(&mut self, patch: &Patch, bytes: &[u8]) -> Result<Applied, Refusal> {
+        let begun = Instant::now();
+        let ground = Ground { host: &self.host, region_addr: self.region_addr, next: self.next, code: &self.code };
+        let plan = check(patch, bytes, &ground)?;
+        let verify = begun.elapsed();
+        copy(&plan, bytes)
+            .map_err(|error| Reason::Memory.because(format!("cannot map the patch: {error}")))
+            .and_then(|()| {
+                let copied = begun.elapsed() - verify;
+                self.put_in_force(patch, &plan).map(|rewritten| (copied, rewritten))
+            })
+            .map(|(copied, rewritten)| {
+                if let Some(elf) = &patch.elf {
+                    unsafe { register_with_gdb(elf) };
+                }
+                self.answer(rewritten, verify, copied, begun)
+            })
+            .map_err(|refusal| {
+                plan.segments.iter().for_each(|segment| discard(&segment.pages));
+                refusal
+            })
+    }
+
+    /// Registers the frames and writes the detours of a patch that has been copied.
+    fn put_in_force(&mut self, patch: &Patch, plan: &Plan) -> Result<Rewritten, Refusal> {
+        let tables = plan.tables();
+        let changes = plan.detours.iter().map(|jump| {
+            let bodies = self.bodies_of(&jump.from);
+            self.change(jump.from.start, jump.code, bodies, jump.to)
+        });
+        let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
+        if let Some(eh_frame) = &plan.eh_frame {
+            unsafe { __register_frame(eh_frame.start as *const u8) };
+        }
+        let rewritten = self.rewrite(&changes).map_err(|refusal| {
+            if let Some(eh_frame) = &plan.eh_frame {
+                unsafe { __deregister_frame(eh_frame.start as *const u8) };
+            }
+            refusal
+        })?;
+        for jump in &plan.detours {
+            let mut bodies = self.bodies_of(&jump.from);
+            bodies.extend(self.tables.iter().chain(&tables).find_map(|table| table.function(jump.to)));
+            self.bodies.insert(jump.from.start, bodies);
+        }
+        let detours = plan.detours.iter().zip(&changes).map(|(jump, change)| Undoable {
+            from: change.from,
+            to: jump.to,
+            overwritten: change.overwritten,
+        });
+        self.patches.push(InForce { patch: patch.patch.clone(), detours: detours.collect() });
+        self.code.extend_from_slice(&plan.code);
+        self.tables.extend(tables);
+        self.next = plan.next;
+        Ok(rewritten)
+    }
+
+    fn bodies_of(&self, function: &Range<u64>) -> Vec<Range<u64>> {
+        self.bodies.get(&function.start).cloned().unwrap_or_else(|| vec![function.clone()])
+    }
+
+    /// A change of the function at `from`, after which the body at `target` is the one that is called.
+    fn change(
+        &self,
+        from: u64,
+        code: [u8; DETOUR_LEN],
+        bodies: Vec<Range<u64>>,
+        target: u64,
+    ) -> Result<Change, Refusal> {
+        let mut overwritten = [0; DETOUR_LEN];
+        if self.memory.read(from, &mut overwritten) != DETOUR_LEN {
+            return Err(Reason::Memory.because(format!("cannot read the code at {from:#x}")));
+        }
+        let old_bodies = bodies.into_iter().filter(|body| body.start != target).collect();
+        Ok(Change { from, code, overwritten, old_bodies })
+    }
+
+    /// Takes back all patches after `to`, or all.
+    pub fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal> {
+        let begun = Instant::now();
+        let kept = match to {
+            None => 0,
+            Some(id) => {
+                let found = self.patches.iter().rposition(|patch| patch.patch == id);
+                1 + found.ok_or_else(|| Reason::UnknownPatch.because(format!("no patch {id} is in force")))?
+            }
+        };
+        let mut restored = BTreeMap::new();
+        for detour in self.patches[kept..].iter().rev().flat_map(|patch| &patch.detours) {
+            restored.insert(detour.from, detour.overwritten); // the oldest comes last and counts
+        }
+        let changes = restored.into_iter().map(|(from, code)| {
+            let mut in_force = self.patches[..kept].iter().rev().flat_map(|patch| &patch.detours);
+            let target = in_force.find(|detour| detour.from == from).map_or(from, |detour| detour.to);
+            self.change(from, code, self.bodies.get(&from).cloned().unwrap_or_default(), target)
+        });
+        let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
+        let verify = begun.elapsed();
+        let rewritten = self.rewrite(&changes)?;
+        self.patches.truncate(kept);
+        Ok(self.answer(rewritten, verify, Duration::ZERO, begun))
+    }
+
+    fn answer(&self, rewritten: Rewritten, verify: Duration, copy: Duration, begun: Instant) -> Applied {
+        let us = |duration: Duration| duration.as_micros() as u64;
+        Applied {
+            next: self.next,
+            threads: rewritten.threads,
+            timings_us: Timings {
+                verify: us(verify),
+                copy: us(copy),
+                park: us(rewritten.parked),
+                total: us(begun.elapsed()),
+            },
+            on_stack: rewritten.on_stack,
+        }
+    }
+
+    /// Writes all changes while no other thread runs; tries again while one is in the way.
+    fn rewrite(&mut self, changes: &[Change]) -> Result<Rewritten, Refusal> {
+        if changes.is_empty() {
+            return Ok(Rewritten { threads: 0, parked: Duration::ZERO, on_stack: Vec::new() });
+        }
+        let mut hindrance = None;
+        for attempt in 0..ATTEMPTS {
+            let mut result = None;
+            let Engine { memory, parking, tables, .. } = self;
+            with_modules(|mut modules| {
+                modules.extend_from_slice(tables);
+                let walker = Walker::new(modules, memory);
+                result = Some(rewrite_once(changes, memory, parking, walker, FIRST_LIMIT * (1 << attempt.min(4))));
+            });
+            match result.unwrap_or_else(|| Err(Hindrance::Unwritable(io::ErrorKind::Other.into()))) {
+                Ok(rewritten) => return Ok(rewritten),
+                Err(Hindrance::Stuck(Stuck::Crowded)) => self.parking.make_room(),
+                Err(Hindrance::Stuck(Stuck::Thread(tid))) if is_dead(tid) => self.parking.ignore(tid),
+                Err(other) => {
+                    hindrance = Some(other);
+                    thread::sleep(Duration::from_millis(1 << attempt));
+                }
+            }
+        }
+        Err(match hindrance {
+            Some(Hindrance::Stuck(Stuck::Thread(tid))) if blocks_signal(tid) => {
+                Reason::Park.because(format!("thread {} blocks signal {SIGNAL}", thread_name(tid)))
+            }
+            Some(Hindrance::Stuck(Stuck::Thread(tid))) => {
+                Reason::Park.because(format!("thread {} did not stop", thread_name(tid)))
+            }
+            Some(Hindrance::Stuck(Stuck::System(error))) => {
+                Reason::Park.because(format!("cannot stop the threads: {error}"))
+            }
+            Some(Hindrance::Inside(tid, from)) => {
+                let name = thread_name(tid);
+                Reason::Park.because(format!("thread {name} stays in the first bytes of the function at {from:#x}"))
+            }
+            Some(Hindrance::Unwritable(error)) => Reason::Memory.because(format!("cannot write code: {error}")),
+            Some(Hindrance::Stuck(Stuck::Crowded)) | None => Reason::Park.because("threads keep being started"),
+        })
+    }
+}
+
+/// One attempt of [`Engine::rewrite`].
+fn rewrite_once(
+    changes: &[Change],
+    memory: &Memory,
+    parking: &mut Parking,
+    mut walker: Walker,
+    limit: Duration,
+) -> Result<Rewritten, Hindrance> {
+    let mut tids: Vec<pid_t> = Vec::with_capacity(parking.capacity());
+    let mut running: Vec<(usize, pid_t)> = Vec::with_capacity(parking.capacity() * changes.len());
+    let begun = Instant::now();
+
+    // From here until the threads are released: no allocation, no lock, no panic.
+    let parked = parking.park(limit).map_err(Hindrance::Stuck)?;
+    for (tid, registers) in parked.threads() {
+        let seen = running.len();
+        let mut inside = None;
+        walker.walk(registers, |at, returns| {
+            for (number, change) in changes.iter().enumerate() {
+                if change.from < at && at < change.from + DETOUR_LEN as u64 {
+                    inside = Some(change.from);
+                }
+                let at = at.wrapping_sub(u64::from(returns));
+                let runs = change.old_bodies.iter().any(|body| body.start < at && at < body.end);
+                if runs && !running.iter().skip(seen).any(|&(other, _)| other == number) {
+                    running.push((number, tid));
+                }
+            }
+        });
+        if let Some(from) = inside {
+            return Err(Hindrance::Inside(tid, from));
+        }
+        tids.push(tid);
+    }
+    for (done, change) in changes.iter().enumerate() {
+        if let Err(error) = memory.write_code(change.from, &change.code) {
+            for change in changes.iter().take(done + 1) {
+                let _ = memory.write_code(change.from, &change.overwritten);
+            }
+            return Err(Hindrance::Unwritable(error));
+        }
+    }
+    // Other cores may have fetched the old instructions. A parked thread comes back by sigreturn, whose iret makes its core
+    // fetch anew on x86-64; this command asks for it by name, on every processor that Linux has it for.
+    membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
+    drop(parked);
+    let parked = begun.elapsed();
+
+    let on_stack = changes.iter().enumerate().filter_map(|(number, change)| {
+        let threads = running.iter().filter(|(other, _)| *other == number).map(|&(_, tid)| thread_name(tid));
+        let threads: Vec<String> = threads.collect();
+        (!threads.is_empty()).then_some(OnStack { from: change.from, threads })
+    });
+    Ok(Rewritten { threads: tids.len(), on_stack: on_stack.collect(), parked })
+}
+
+impl Plan {
+    fn tables(&self) -> Vec<Module> {
+        let Some(eh_frame) = &self.eh_frame else { return Vec::new() };
+        let size = (eh_frame.end - eh_frame.start) as usize;
+        let bytes = unsafe { slice::from_raw_parts(eh_frame.start as *const u8, size) };
+        self.code.iter().map(|code| Module::of_patch(code.clone(), eh_frame.start, bytes)).collect()
+    }
+}
+
+/// Puts the segments in place, imports included, with their final protection.
+fn copy(plan: &Plan, bytes: &[u8]) -> io::Result<()> {
+    for segment in &plan.segments {
+        protect(&segment.pages, libc::PROT_READ | libc::PROT_WRITE)?;
+        let content = &bytes[segment.content.clone()];
+        unsafe { ptr::copy_nonoverlapping(content.as_ptr(), segment.addr as *mut u8, content.len()) };
+    }
+    for &(slot, value) in &plan.slots {
+        unsafe { ptr::write_unaligned(slot as *mut u64, value) };
+    }
+    for segment in &plan.segments {
+        protect(
+            &segment.pages,
+            match segment.prot {
+                Protection::R => libc::PROT_READ,
+                Protection::Rw => libc::PROT_READ | libc::PROT_WRITE,
+                Protection::Rx => libc::PROT_READ | libc::PROT_EXEC,
+            },
+        )?;
+    }
+    Ok(())
+}
+
+fn membarrier(command: libc::c_int) {
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+}
+
+fn thread_name(tid: pid_t) -> String {
+    if tid as u32 == process::id() {
+        return "main".to_owned(); // the kernel has the program's name for it
+    }
+    match fs::read(format!("/proc/self/task/{tid}/comm")) {
+        Ok(name) => String::from_utf8_lossy(&name).trim_end().to_owned(),
+        Err(_) => format!("{tid} (ended)"),
+    }
+}
+
+fn status_field(tid: pid_t, field: &str) -> Option<String> {
+    let status = fs::read(format!("/proc/self/task/{tid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// Whether the thread has ended but is still listed, as a main thread that called `pthread_exit` is.
+fn is_dead(tid: pid_t) -> bool {
+    status_field(tid, "State").map_or(true, |state| state.starts_with(['Z', 'X']))
+}
+
+fn blocks_signal(tid: pid_t) -> bool {
+    let blocked = status_field(tid, "SigBlk").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    blocked.is_some_and(|mask| mask >> (SIGNAL - 1) & 1 == 1)
+}

@@ -1,0 +1,301 @@
+//! Stops all other threads of the process at once, and lets them go on.
+//!
+//! Each thread gets a signal whose handler waits until the parking ends. While a [`Parked`] exists nothing here or in its
+//! user may allocate, lock or panic: a parked thread may hold the allocator's lock.
+//!
+//! The signal is the one that glibc cancels threads with (`SIGCANCEL`, 32). `sigprocmask` of glibc never blocks it, so
+//! threads that block "all" signals (graphics drivers start such) are reached as well, and gdb passes it on silently.
+//! glibc's `sigaction` refuses it; hence the system calls. The former handler is called for signals that are not ours,
+//! and put back when the parking ends.
+
+use crate::arch::{registers, sigreturn, Registers};
+use libc::{c_int, c_long, c_void, pid_t, siginfo_t, ucontext_t};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+pub const SIGNAL: c_int = 32;
+
+/// Odd while threads have to stay; every parking has its own odd number.
+static EPOCH: AtomicU32 = AtomicU32::new(0);
+/// Threads that have parked in this epoch.
+static ARRIVED: AtomicU32 = AtomicU32::new(0);
+/// Threads that run the handler.
+static INSIDE: AtomicU32 = AtomicU32::new(0);
+/// The parking's seats; valid while `EPOCH` is odd or `INSIDE` is not zero.
+static SEATS: AtomicPtr<Seat> = AtomicPtr::new(ptr::null_mut());
+/// The handler that was there before.
+static FORMER: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
+
+struct Seat {
+    tid: pid_t,
+    /// Set by the thread when it has parked.
+    context: AtomicPtr<ucontext_t>,
+}
+
+/// `siginfo_t` of a queued signal. Source: linux/include/uapi/asm-generic/siginfo.h.
+#[repr(C)]
+struct QueuedSignal {
+    signo: c_int,
+    errno: c_int,
+    code: c_int,
+    _pad: c_int,
+    pid: pid_t,
+    uid: libc::uid_t,
+    /// Epoch in the upper half, seat in the lower.
+    value: u64,
+    _rest: [u64; 12],
+}
+
+/// Source: linux/arch/x86/include/uapi/asm/signal.h; aarch64 has the same fields.
+#[repr(C)]
+struct KernelSigaction {
+    handler: usize,
+    flags: u64,
+    restorer: usize,
+    mask: u64,
+}
+
+/// Why the threads could not be parked.
+pub enum Stuck {
+    /// There are more threads than seats.
+    Crowded,
+    /// A thread did not stop in time.
+    Thread(pid_t),
+    System(io::Error),
+}
+
+/// What parking needs, made ready beforehand.
+pub struct Parking {
+    tasks: File,
+    listing: Vec<u64>,
+    seats: Vec<Seat>,
+    /// Threads that will never run again but are still listed (an exited main thread).
+    dead: Vec<pid_t>,
+}
+
+impl Parking {
+    pub fn open() -> io::Result<Parking> {
+        let tasks = File::open("/proc/self/task")?;
+        Ok(Parking { tasks, listing: vec![0; 4096], seats: Vec::with_capacity(64), dead: Vec::new() })
+    }
+
+    /// Threads that there is room for.
+    pub fn capacity(&self) -> usize {
+        self.seats.capacity()
+    }
+
+    pub fn make_room(&mut self) {
+        wait_until(Instant::now() + Duration::from_secs(1), || INSIDE.load(SeqCst) == 0);
+        self.seats.reserve_exact(self.seats.capacity() * 2);
+    }
+
+    pub fn ignore(&mut self, tid: pid_t) {
+        self.dead.push(tid);
+    }
+
+    /// Parks all other threads, or none: those that had stopped go on when one does not stop within `limit`.
+    pub fn park(&mut self, limit: Duration) -> Result<Parked<'_>, Stuck> {
+        let deadline = Instant::now() + limit;
+        if !wait_until(deadline, || INSIDE.load(SeqCst) == 0) {
+            return Err(Stuck::System(io::ErrorKind::TimedOut.into()));
+        }
+        self.seats.clear();
+        SEATS.store(self.seats.as_mut_ptr(), SeqCst);
+        ARRIVED.store(0, SeqCst);
+        let former = install().map_err(Stuck::System)?;
+        EPOCH.fetch_add(1, SeqCst);
+        let parked = Parked { parking: self, former };
+        // A thread that has not stopped may start another: done when a look around finds nobody new.
+        while parked.parking.call_new()? {
+            parked.parking.wait_all(deadline)?;
+        }
+        Ok(parked)
+    }
+
+    /// Signals the threads that have no seat yet; tells whether there were any.
+    fn call_new(&mut self) -> Result<bool, Stuck> {
+        let seated = self.seats.len();
+        let own = unsafe { libc::gettid() };
+        unsafe { libc::lseek(self.tasks.as_raw_fd(), 0, libc::SEEK_SET) };
+        loop {
+            let size = mem::size_of_val(&self.listing[..]);
+            let listing = self.listing.as_mut_ptr().cast::<u8>();
+            let read = unsafe { libc::syscall(libc::SYS_getdents64, self.tasks.as_raw_fd(), listing, size) };
+            match read {
+                0 => return Ok(self.seats.len() > seated),
+                1.. => {}
+                _ => return Err(Stuck::System(io::Error::last_os_error())),
+            }
+            let mut at = 0;
+            while at < read as usize {
+                let entry = unsafe { listing.add(at).cast::<libc::dirent64>() };
+                at += usize::from(unsafe { (*entry).d_reclen });
+                let tid = unsafe { libc::atoi(ptr::addr_of!((*entry).d_name).cast()) }; // 0 for "." and ".."
+                if tid == 0 || tid == own || self.dead.contains(&tid) || self.seats.iter().any(|s| s.tid == tid) {
+                    continue;
+                }
+                if self.seats.len() == self.seats.capacity() {
+                    return Err(Stuck::Crowded);
+                }
+                self.call(tid)?;
+            }
+        }
+    }
+
+    fn call(&mut self, tid: pid_t) -> Result<(), Stuck> {
+        let seat = self.seats.len();
+        self.seats.push(Seat { tid, context: AtomicPtr::new(ptr::null_mut()) });
+        let mut signal: QueuedSignal = unsafe { mem::zeroed() };
+        signal.signo = SIGNAL;
+        signal.code = libc::SI_QUEUE;
+        signal.pid = unsafe { libc::getpid() };
+        signal.uid = unsafe { libc::getuid() };
+        signal.value = u64::from(EPOCH.load(SeqCst)) << 32 | seat as u64;
+        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, signal.pid, tid, SIGNAL, &signal) };
+        match sent {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()), // it has ended meanwhile
+                error => Err(Stuck::System(error)),
+            },
+        }
+    }
+
+    /// Waits until each thread that was called has parked or ended.
+    fn wait_all(&self, deadline: Instant) -> Result<(), Stuck> {
+        loop {
+            let arrived = ARRIVED.load(SeqCst);
+            if arrived as usize == self.seats.len() {
+                return Ok(());
+            }
+            futex_wait(&ARRIVED, arrived, Duration::from_millis(1));
+            if ARRIVED.load(SeqCst) != arrived {
+                continue;
+            }
+            match self.seats.iter().find(|seat| seat.context.load(SeqCst).is_null() && seat.exists()) {
+                None => return Ok(()),
+                Some(seat) if Instant::now() > deadline => return Err(Stuck::Thread(seat.tid)),
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+impl Seat {
+    fn exists(&self) -> bool {
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.tid, 0) == 0 }
+    }
+}
+
+/// All other threads wait; they go on when this is dropped.
+pub struct Parked<'a> {
+    parking: &'a mut Parking,
+    former: KernelSigaction,
+}
+
+impl Parked<'_> {
+    /// Thread ids, and the registers with which the threads will go on.
+    pub fn threads(&self) -> impl Iterator<Item = (pid_t, Registers)> + '_ {
+        self.parking.seats.iter().filter_map(|seat| {
+            let context = seat.context.load(SeqCst);
+            (!context.is_null()).then(|| (seat.tid, unsafe { registers(context) }))
+        })
+    }
+}
+
+impl Drop for Parked<'_> {
+    fn drop(&mut self) {
+        EPOCH.fetch_add(1, SeqCst);
+        futex_wake(&EPOCH, i32::MAX);
+        // Where pthread_cancel has been called for the first time meanwhile, its handler stays.
+        if rt_sigaction(None).map_or(true, |now| now.handler != on_signal as *const () as usize) {
+            return;
+        }
+        if self.former.handler == libc::SIG_DFL {
+            // Discards what is still pending for threads that did not stop: the default action would end the process.
+            let ignore = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
+            let _ = rt_sigaction(Some(&ignore));
+        }
+        let _ = rt_sigaction(Some(&self.former));
+    }
+}
+
+extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    unsafe {
+        let errno = *libc::__errno_location();
+        let queued = info.cast::<QueuedSignal>();
+        if (*queued).code == libc::SI_QUEUE && (*queued).pid == libc::getpid() {
+            INSIDE.fetch_add(1, SeqCst);
+            let epoch = ((*queued).value >> 32) as u32;
+            if EPOCH.load(SeqCst) == epoch {
+                let seat = SEATS.load(SeqCst).add((*queued).value as u32 as usize);
+                (*seat).context.store(context.cast(), SeqCst);
+                ARRIVED.fetch_add(1, SeqCst);
+                futex_wake(&ARRIVED, 1);
+                while EPOCH.load(SeqCst) == epoch {
+                    futex_wait(&EPOCH, epoch, Duration::from_secs(1));
+                }
+            }
+            INSIDE.fetch_sub(1, SeqCst);
+        } else {
+            let former = FORMER.load(SeqCst);
+            if former != libc::SIG_DFL && former != libc::SIG_IGN {
+                let former: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) = mem::transmute(former);
+                former(signal, info, context);
+            }
+        }
+        *libc::__errno_location() = errno;
+    }
+}
+
+fn rt_sigaction(new: Option<&KernelSigaction>) -> io::Result<KernelSigaction> {
+    let new = new.map_or(ptr::null(), |new| new as *const _);
+    let mut old: KernelSigaction = unsafe { mem::zeroed() };
+    let mask_size = mem::size_of::<u64>();
+    match unsafe { libc::syscall(libc::SYS_rt_sigaction, SIGNAL, new, &mut old, mask_size) } {
+        0 => Ok(old),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Installs the handler; returns what was there before.
+fn install() -> io::Result<KernelSigaction> {
+    const SA_RESTORER: c_int = 0x0400_0000;
+    let former = rt_sigaction(None)?;
+    FORMER.store(former.handler, SeqCst);
+    rt_sigaction(Some(&KernelSigaction {
+        handler: on_signal as *const () as usize,
+        flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK | SA_RESTORER) as u64,
+        restorer: sigreturn as *const () as usize,
+        mask: !0,
+    }))?;
+    Ok(former)
+}
+
+/// Returns once `word` is woken or no longer holds `value`, after `limit` at the latest.
+fn futex_wait(word: &AtomicU32, value: u32, limit: Duration) {
+    let limit =
+        libc::timespec { tv_sec: limit.as_secs() as libc::time_t, tv_nsec: c_long::from(limit.subsec_nanos() as i32) };
+    let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, &limit) };
+}
+
+fn futex_wake(word: &AtomicU32, threads: c_int) {
+    let operation = libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG;
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, threads) };
+}
+
+/// Whether `condition` came true before `deadline`.
+fn wait_until(deadline: Instant, condition: impl Fn() -> bool) -> bool {
+    while !condition() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    true
+}

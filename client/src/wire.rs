@@ -1,0 +1,167 @@
+//! The messages, as docs/wire.md gives them.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+pub const PROTOCOL: u32 = 1;
+pub const MAX_FRAME_BYTES: usize = 256 << 20;
+
+/// Number of a message on its connection; every message has one.
+#[derive(Deserialize)]
+pub struct Numbered {
+    pub seq: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromDaemon {
+    Challenge { protocol: u32, nonce: String },
+    Welcome { proof: String },
+    Reject { retry: bool },
+    Patch(Patch),
+    Undo { to: Option<String> },
+}
+
+#[derive(Deserialize)]
+pub struct Patch {
+    pub patch: String,
+    pub build_id: String,
+    pub size: u64,
+    pub segments: Vec<Segment>,
+    pub imports: Vec<Import>,
+    pub eh_frame: Option<EhFrame>,
+    pub detours: Vec<Detour>,
+    pub elf: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+pub struct Segment {
+    pub addr: u64,
+    pub mem_size: u64,
+    pub offset: u64,
+    pub file_size: u64,
+    pub prot: Protection,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq)]
+#[serde(rename_all = "lowercase")]
+pub enum Protection {
+    R,
+    Rw,
+    Rx,
+}
+
+#[derive(Deserialize)]
+pub struct Import {
+    pub name: String,
+    pub slot: u64,
+}
+
+#[derive(Deserialize)]
+pub struct EhFrame {
+    pub addr: u64,
+    pub size: u64,
+}
+
+#[derive(Deserialize)]
+pub struct Detour {
+    pub from: u64,
+    pub to: u64,
+    pub size: u64,
+}
+
+#[derive(Serialize)]
+pub struct ToDaemon<'a> {
+    pub seq: u64,
+    #[serde(flatten)]
+    pub body: Body<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Body<'a> {
+    Hello(Hello<'a>),
+    Applied {
+        answers: u64,
+        #[serde(flatten)]
+        applied: Applied,
+    },
+    Refused {
+        answers: u64,
+        #[serde(flatten)]
+        refusal: Refusal,
+    },
+}
+
+#[derive(Serialize)]
+pub struct Hello<'a> {
+    pub protocol: u32,
+    pub proof: String,
+    pub nonce: &'a str,
+    pub instance: &'a str,
+    pub build_id: &'a str,
+    pub pid: u32,
+    pub exe: &'a str,
+    pub target: &'a str,
+    pub slide: u64,
+    pub region: Region,
+    pub page_size: u64,
+    pub patches: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+pub struct Region {
+    pub addr: u64,
+    pub size: u64,
+    pub slot_size: u64,
+    pub next: u64,
+}
+
+#[derive(Serialize)]
+pub struct Applied {
+    pub next: u64,
+    pub threads: usize,
+    pub timings_us: Timings,
+    pub on_stack: Vec<OnStack>,
+}
+
+#[derive(Serialize)]
+pub struct Timings {
+    pub verify: u64,
+    pub copy: u64,
+    pub park: u64,
+    pub total: u64,
+}
+
+#[derive(Serialize)]
+pub struct OnStack {
+    pub from: u64,
+    pub threads: Vec<String>,
+}
+
+#[derive(Serialize, Debug)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub detail: String,
+    pub symbol: Option<String>,
+}
+
+#[derive(Serialize, Clone, Copy, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    Hash,
+    BuildId,
+    Address,
+    Import,
+    Memory,
+    Park,
+    Malformed,
+    UnknownPatch,
+}
+
+impl Reason {
+    /// A refusal for this reason; `detail` says what is wrong with which thing.
+    pub fn because(self, detail: impl Into<String>) -> Refusal {
+        Refusal { reason: self, detail: detail.into(), symbol: None }
+    }
+}

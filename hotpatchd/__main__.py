@@ -1,0 +1,5 @@
+"""`python -m hotpatchd`."""
+
+from hotpatchd.cli import main
+
+main()

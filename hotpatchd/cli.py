@@ -1,0 +1,389 @@
+"""The command line."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from hotpatchd import __version__
+from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
+from hotpatchd.core.selection import CargoSelection
+from hotpatchd.core.settle import SettleTimes
+from hotpatchd.core.thinplan import Recipe
+from hotpatchd.daemon import control, logs
+from hotpatchd.daemon.capture_store import CaptureStore
+from hotpatchd.daemon.doctor import examine
+from hotpatchd.daemon.event_log import EventBus
+from hotpatchd.daemon.explain import explain_crate
+from hotpatchd.daemon.fatbuild import Workspace, fat_build, load_workspace
+from hotpatchd.daemon.report import Terminal, describe_record
+from hotpatchd.daemon.server import parse_address
+from hotpatchd.daemon.supervisor import Daemon, Options, client_environ, client_for, state_dir_of
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_INTERRUPTED = 130
+
+
+def _stacked(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    def add(function: _F) -> _F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+_selection_options = _stacked(
+    click.option("--manifest-path", metavar="PATH", help="Path to Cargo.toml."),
+    click.option("-p", "--package", metavar="SPEC", help="Package to build."),
+    click.option("--bin", metavar="NAME", help="Build this binary."),
+    click.option("--example", metavar="NAME", help="Build this example."),
+    click.option("-r", "--release", is_flag=True, help="Build optimised artifacts, with the release profile."),
+    click.option("--profile", metavar="NAME", help="Build artifacts with this profile."),
+    click.option("-F", "--features", multiple=True, metavar="FEATURES", help="Features to activate."),
+    click.option("--all-features", is_flag=True, help="Activate all features."),
+    click.option("--no-default-features", is_flag=True, help="Do not activate the `default` feature."),
+    click.option("--target", metavar="TRIPLE", help="Build for this target triple."),
+    click.option("--target-dir", metavar="DIRECTORY", help="Directory for all generated artifacts."),
+)
+
+_daemon_options = _stacked(
+    click.option("--events", type=click.Path(dir_okay=False, path_type=Path), help="Append one JSON line an event."),
+    click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="Where clients connect."),
+    click.option("--settle-ms", type=click.FloatRange(min=0), default=20.0, help="Quiet time that ends an edit."),
+    click.option("--settle-ceiling-ms", type=click.FloatRange(min=1), default=500.0, help="An edit's longest time."),
+    click.option("--poll", is_flag=True, help="Look for changed files, where the file system sends no events."),
+    click.option("-v", "--verbose", is_flag=True, help="Log more."),
+)
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "HOTPATCHD",
+        "max_content_width": 110,
+    }
+)
+@click.version_option(__version__, prog_name="hotpatchd")
+def cli() -> None:
+    """Edit a Rust function, save, and the running program executes the new code."""
+
+
+def _selection(given: dict[str, Any]) -> CargoSelection:
+    features = tuple(part for value in given.pop("features") for part in value.replace(",", " ").split())
+    fields = ("manifest_path", "package", "bin", "example", "release", "profile", "all_features")
+    more = ("no_default_features", "target", "target_dir")
+    return CargoSelection(features=features, **{name: given.pop(name) for name in (*fields, *more)})
+
+
+def _workspace(selection: CargoSelection) -> Workspace:
+    return asyncio.run(load_workspace(selection, cwd=Path.cwd(), environ=os.environ))
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+async def _until_signal(work: Coroutine[Any, Any, int], on_interrupt: Callable[[], None]) -> int:
+    """Run until the work ends, SIGINT or SIGTERM; a signal cancels it."""
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        on_interrupt()
+        task.cancel()
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 0
+
+
+def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
+    console = Console(stderr=True, highlight=False)
+    logs.configure(sys.stderr, verbose=given.pop("verbose"))
+    times = SettleTimes(quiet_ms=given.pop("settle_ms"), ceiling_ms=given.pop("settle_ceiling_ms"))
+    listen, poll = parse_address(given.pop("listen")), given.pop("poll")
+    events = EventBus(given.pop("events"))
+    selection = _selection(given)
+    options = Options(selection=selection, cwd=Path.cwd(), listen=listen, times=times, poll=poll)
+    daemon = Daemon(options, _workspace(selection), events, Terminal(console))
+
+    def interrupted() -> None:
+        daemon.interrupted = True
+
+    try:
+        sys.exit(asyncio.run(_until_signal(daemon.serve(program), interrupted)))
+    finally:
+        events.close()
+
+
+@cli.command()
+@_selection_options
+@_daemon_options
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run(args: tuple[str, ...], **given: Any) -> None:
+    """Build the program, start it, and patch it whenever its source changes. ARGS go to the program."""
+    _run_daemon(given, args)
+
+
+@cli.command()
+@_selection_options
+@_daemon_options
+def serve(**given: Any) -> None:
+    """Build the program and patch it, but let others start it (see `hotpatchd exec`)."""
+    _run_daemon(given, None)
+
+
+@cli.command()
+@_selection_options
+def build(**given: Any) -> None:
+    """Build the program, capturing how its crates are compiled."""
+    selection = _selection(given)
+
+    async def work() -> int:
+        workspace = await load_workspace(selection, cwd=Path.cwd(), environ=os.environ)
+        state_dir = state_dir_of(workspace)
+        fat = await fat_build(selection, workspace, state_dir, cwd=Path.cwd(), environ=os.environ)
+        for problem in fat.problems:
+            click.echo(f"warning: {problem.reason}; it was ignored", err=True)
+        return 0
+
+    sys.exit(asyncio.run(_until_signal(work(), lambda: None)))
+
+
+@cli.command("exec", context_settings={"ignore_unknown_options": True})
+@click.option("--manifest-path", metavar="PATH", help="Path to the Cargo.toml of the program.")
+@click.option("--target-dir", metavar="DIRECTORY", help="The target directory of the daemon.")
+@click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
+def exec_(program: tuple[str, ...], manifest_path: str | None, target_dir: str | None) -> None:
+    """Start PROGRAM with the client in it, attached to the daemon that runs or will run."""
+    workspace = _workspace(CargoSelection(manifest_path=manifest_path, target_dir=target_dir))
+    path = shutil.which(program[0])
+    if path is None:
+        raise UsageError(f"cannot find the program {program[0]}", hint="give its path, or build it first")
+    terminal = Terminal(Console(stderr=True, highlight=False))
+    client = asyncio.run(client_for(None, os.environ, terminal))
+    with open(path, "rb") as file:
+        is_elf = file.read(4) == b"\x7fELF"
+    environ = client_environ(os.environ, client, state_dir_of(workspace), Path(path) if is_elf else None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(path, list(program), environ)
+
+
+def _daemon_command(function: _F) -> _F:
+    return _stacked(
+        click.option("--manifest-path", metavar="PATH", help="Path to the Cargo.toml of the program."),
+        click.option("--target-dir", metavar="DIRECTORY", help="The target directory of the daemon."),
+        _json_option,
+    )(function)
+
+
+def _state_dir(manifest_path: str | None, target_dir: str | None) -> Path:
+    return state_dir_of(_workspace(CargoSelection(manifest_path=manifest_path, target_dir=target_dir)))
+
+
+def _call(manifest_path: str | None, target_dir: str | None, command: str, **arguments: object) -> Any:
+    return asyncio.run(control.call(_state_dir(manifest_path, target_dir), command, **arguments))
+
+
+@cli.command()
+@_daemon_command
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+def trigger(files: tuple[Path, ...], manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Look now whether FILES (or any source file) changed, without waiting for quiet."""
+    absolute = [os.path.abspath(file) for file in files]
+    result = _call(manifest_path, target_dir, "trigger", files=absolute)
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"edit {result['edit']}" if result["edit"] else "nothing changed")
+
+
+@cli.command()
+@_daemon_command
+def status(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Show what the daemon is doing."""
+    result = _call(manifest_path, target_dir, "status")
+    if as_json:
+        _print_json(result)
+        return
+    for key in ("pid", "workspace", "program", "build_id", "phase", "clients", "edit"):
+        click.echo(f"{key:>10}  {result[key]}")
+    click.echo(f"{'crates':>10}  {', '.join(result['crates'])}")
+    if result["edits"]:
+        click.echo(f"{'last edit':>10}  {describe_record(result['edits'][-1])}")
+
+
+@cli.command()
+@_daemon_command
+def log(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """List the edits since the daemon started, and what became of them."""
+    edits = _call(manifest_path, target_dir, "status")["edits"]
+    if as_json:
+        _print_json(edits)
+        return
+    for edit in edits:
+        click.echo(f"{edit['edit']:>4}  {describe_record(edit)}")
+
+
+@cli.command()
+@_daemon_command
+def clients(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """List the connected programs."""
+    rows = _call(manifest_path, target_dir, "clients")
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table(("client", "pid", "target", "patches", "exe"), rows)
+
+
+@cli.command()
+@_daemon_command
+def captures(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """List the captured compiler invocations, and those that cannot be used."""
+    listing = CaptureStore(_state_dir(manifest_path, target_dir) / "captures").load_all()
+    rows: list[dict[str, object]] = [
+        {
+            "crate": capture.crate_name,
+            "kind": capture.key.kind,
+            "target": capture.key.target,
+            "metadata": capture.key.metadata,
+            "usable": True,
+            "reason": None,
+            "file": capture.key.file_name,
+        }
+        for capture in listing.captures
+    ]
+    rows += [
+        {
+            **dict.fromkeys(("crate", "kind", "target", "metadata")),
+            "usable": False,
+            "reason": problem.reason,
+            "file": problem.path.name,
+        }
+        for problem in listing.problems
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    _print_table(("crate", "kind", "target", "metadata", "reason"), rows)
+
+
+@cli.command()
+@_daemon_command
+def events(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Follow the daemon's events; with --json one JSON object a line."""
+    state_dir = _state_dir(manifest_path, target_dir)
+
+    async def follow() -> int:
+        async for event in control.subscribe(state_dir):
+            line = json.dumps(event, ensure_ascii=False) if as_json else _event_line(event)
+            click.echo(line)
+        return 0
+
+    sys.exit(asyncio.run(_until_signal(follow(), lambda: None)))
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    if event["event"] == "edit.verdict":
+        return f"{event['event']:<18} {event['edit']} {describe_record(event)}"
+    shown = {key: value for key, value in event.items() if key not in ("event", "ts")}
+    return f"{event['event']:<18} {' '.join(f'{key}={value}' for key, value in shown.items())}"
+
+
+@cli.command()
+@_daemon_command
+@click.argument("count", type=click.IntRange(min=1), default=1)
+def undo(count: int, manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Take back the last COUNT patches: the code before them runs again."""
+    result = _call(manifest_path, target_dir, "undo", count=count)
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"took back {count} patch{'es' if count > 1 else ''} in {len(result['clients'])} program(s)")
+
+
+@cli.command()
+@_selection_options
+@_json_option
+@click.option("--recipe", type=click.Choice(["cgu", "single-object"]), default="cgu", help="How objects are made.")
+@click.argument("crate")
+def explain(crate: str, recipe: Recipe, as_json: bool, **given: Any) -> None:
+    """Show how CRATE was compiled, how it is compiled again, and how a patch is linked."""
+    workspace = _workspace(_selection(given))
+    result = explain_crate(workspace, state_dir_of(workspace), crate, recipe)
+    if as_json:
+        _print_json(result)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[bold]{result['crate']}[/] in {result['cwd']}")
+    for title, key in (
+        ("captured", "argv"),
+        ("edited", "edited_argv"),
+        ("linked by", "link_argv"),
+        ("plan", "link_plan"),
+    ):
+        if result[key]:
+            console.print(f"\n[bold cyan]{title}[/]")
+            console.print(" ".join(result[key]), markup=False)
+    for title, key in (("edits of the command", "edits"), ("dropped from the link", "link_dropped")):
+        if result[key]:
+            console.print(f"\n[bold cyan]{title}[/]")
+            for row in result[key]:
+                console.print("  " + "  ".join(str(value) for value in row.values()), markup=False)
+
+
+@cli.command()
+@_selection_options
+@_json_option
+def doctor(as_json: bool, **given: Any) -> None:
+    """Tell what on this machine and in this workspace will or will not work, and how to fix it."""
+    checks = asyncio.run(examine(_selection(given), Path.cwd(), os.environ))
+    if as_json:
+        _print_json(checks)
+    else:
+        console = Console(highlight=False, soft_wrap=True)
+        marks = {"ok": "[green]✔[/]", "warning": "[yellow]![/]", "error": "[red]✘[/]"}
+        for check in checks:
+            console.print(f"{marks[check['state']]} {check['name']}: ", end="")
+            console.print(check["detail"], markup=False)
+            if check["fix"]:
+                console.print(f"    help: {check['fix']}", markup=False)
+    sys.exit(any(check["state"] == "error" for check in checks))
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+def main() -> None:
+    """Entry point: errors end as one message on standard error, exit status 1 (2 for a wrong command line)."""
+    try:
+        cli()
+    except HotpatchdError as error:
+        if isinstance(error, BuildError) and error.output:
+            click.echo(error.output, err=True)
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)

@@ -1,0 +1,157 @@
+"""What a client and the daemon tell each other, without the form it takes on the wire.
+
+Addresses are run-time addresses and sizes bytes, unless a name says otherwise.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+PROTOCOL = 1
+
+RejectReason = Literal["protocol", "token", "build_id", "malformed"]
+RefuseReason = Literal["hash", "build_id", "address", "import", "memory", "park", "malformed", "unknown_patch"]
+Protection = Literal["r", "rw", "rx"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """Address space that a client reserved for patches; `next` is the first free address in it."""
+
+    addr: int
+    size: int
+    slot_size: int
+    next: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """A client's account of the program it lives in.
+
+    `instance` differs for every process; `slide` is the run-time address minus the link-time address;
+    `patches` are the identities of the patches in force, oldest first.
+    """
+
+    instance: str
+    build_id: str
+    pid: int
+    exe: str
+    target: str
+    slide: int
+    region: Region
+    page_size: int
+    patches: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why a client is turned away; with `retry` it may come back."""
+
+    reason: RejectReason
+    detail: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """`file_size` of the patch's bytes, from `offset` on, belong at `addr`; zeros follow up to `mem_size`."""
+
+    addr: int
+    mem_size: int
+    offset: int
+    file_size: int
+    prot: Protection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """The 8 bytes at `slot` receive the address of the dynamic symbol `name`."""
+
+    name: str
+    slot: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EhFrame:
+    """Where a patch has its zero-terminated unwind tables."""
+
+    addr: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detour:
+    """The jump that replaces the function at `from_addr`, of `size` bytes, by the one at `to_addr`."""
+
+    from_addr: int
+    to_addr: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patch:
+    """A linked image as one client is to apply it; `patch` is the SHA-256 of its `size` bytes, in hex."""
+
+    patch: str
+    edit: int
+    build_id: str
+    size: int
+    segments: tuple[Segment, ...]
+    imports: tuple[Import, ...]
+    eh_frame: EhFrame | None
+    detours: tuple[Detour, ...]
+    elf: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnStack:
+    """Threads, by name, that are still inside the old body of the function at `from_addr`."""
+
+    from_addr: int
+    threads: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """A patch or an undo took effect; `timings_us` are stages by name, `next` as in `Region`."""
+
+    next: int
+    threads: int
+    timings_us: dict[str, float]
+    on_stack: tuple[OnStack, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A patch or an undo was turned down, and nothing changed in the program."""
+
+    reason: RefuseReason
+    detail: str
+    symbol: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientHello:
+    """A client proved that it knows the token and was welcomed under the number `client`."""
+
+    client: int
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientAnswer:
+    """A client answered a patch, named by its identity, or an undo, for which `patch` is None."""
+
+    client: int
+    patch: str | None
+    answer: Applied | Refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLost:
+    """The connection of a welcomed client ended; what was sent and not answered stays unanswered."""
+
+    client: int
+    reason: str
+
+
+ClientEvent = ClientHello | ClientAnswer | ClientLost

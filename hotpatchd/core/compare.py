@@ -1,0 +1,62 @@
+"""Which functions of a build differ from what a program runs."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from hotpatchd.core.unit import Fingerprint, Host, Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Differences:
+    """Sorted symbol names.
+
+    Args:
+        changed: functions that the program has with other code.
+        moved: functions that differ in the line numbers of panic locations only.
+        absent: functions that changed and that the program does not have, since nothing in it calls them.
+    """
+
+    changed: tuple[str, ...]
+    moved: tuple[str, ...]
+    absent: tuple[str, ...]
+
+
+def find_differences(units: Iterable[Unit], running: Callable[[str], Fingerprint | None], host: Host) -> Differences:
+    """Compare the functions of some objects with what a program runs.
+
+    Args:
+        units: objects of the current build; those whose content may differ from the program's.
+        running: the fingerprint of a function as the program runs it; None for one that its source did not have.
+        host: the program's symbols.
+    """
+    changed, moved, absent = set(), set(), set()
+    for unit in units:
+        for name, definition in unit.exports.items():
+            before = running(name) if definition.kind == "function" else None
+            if before is None:
+                continue
+            now = unit.fingerprint(definition.section)
+            if now.strict == before.strict:
+                continue
+            if now.blind == before.blind:
+                moved.add(name)
+            elif host.find(name):
+                changed.add(name)
+            else:
+                absent.add(name)
+    return Differences(changed=tuple(sorted(changed)), moved=tuple(sorted(moved)), absent=tuple(sorted(absent)))
+
+
+def find_kept_initialisers(before: Unit | None, now: Unit, host: Host) -> tuple[str, ...]:
+    """Statics of one object whose initialiser an edit changed and that keep their value in the program, sorted."""
+    if before is None:
+        return ()
+    found = []
+    for name, definition in now.exports.items():
+        earlier = before.exports.get(name)
+        if definition.kind == "function" or earlier is None or earlier.kind == "function":
+            continue
+        different = now.fingerprint(definition.section) != before.fingerprint(earlier.section)
+        if different and host.find(name):
+            found.append(name)
+    return tuple(sorted(found))

@@ -1,0 +1,156 @@
+"""The events that `--events` files and `hotpatchd events` show, and the verdict of an edit.
+
+Their names and fields are a promise to whoever reads them: `to_record` keeps both, and their order, stable.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
+NoteName = Literal["on_stack", "initialiser_kept", "inlined_into", "not_in_host"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Functions:
+    """Demangled names, without hash, of what an edit replaced, brought along anew, or only moved."""
+
+    patched: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why an edit could not be applied; `symbol` is the function, type or static at fault, if any."""
+
+    symbol: str | None
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A limit of something that was applied."""
+
+    symbol: str
+    note: NoteName
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Milliseconds by stage, None for a stage that an edit did not reach.
+
+    `total` runs from the last write to a file until the client's acknowledgement.
+    """
+
+    settle: float | None = None
+    compile: float | None = None
+    select: float | None = None
+    judge: float | None = None
+    link: float | None = None
+    send: float | None = None
+    apply: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of one edit."""
+
+    verdict: VerdictName
+    functions: Functions = Functions()
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[Note, ...] = ()
+    timings_ms: Timings = Timings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonReady:
+    """The daemon listens at `url`."""
+
+    event: ClassVar = "daemon.ready"
+    url: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConnected:
+    """A client was welcomed; `target` is its target triple."""
+
+    event: ClassVar = "client.connected"
+    client: int
+    pid: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLost:
+    """A client's connection ended."""
+
+    event: ClassVar = "client.lost"
+    client: int
+    pid: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditSettled:
+    """Files changed and have been quiet since; from here on the change goes by the number `edit`."""
+
+    event: ClassVar = "edit.settled"
+    edit: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildFinished:
+    """The crates of an edit compiled; `diagnostics` are warnings as rustc renders them."""
+
+    event: ClassVar = "rebuild.finished"
+    edit: int
+    crates: tuple[str, ...]
+    diagnostics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildFailed:
+    """An edit does not compile; `diagnostics` are errors and warnings as rustc renders them."""
+
+    event: ClassVar = "rebuild.failed"
+    edit: int
+    crates: tuple[str, ...]
+    diagnostics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchSent:
+    """A patch of `bytes` bytes went to a client."""
+
+    event: ClassVar = "patch.sent"
+    edit: int
+    client: int
+    kind: Literal["image", "dylib"]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditVerdict:
+    """The end of an edit; every edit has exactly one."""
+
+    event: ClassVar = "edit.verdict"
+    edit: int
+    verdict: Verdict
+
+
+Event = (
+    DaemonReady | ClientConnected | ClientLost | EditSettled | RebuildFinished | RebuildFailed | PatchSent | EditVerdict
+)
+
+
+def to_record(event: Event, ts: float) -> dict[str, Any]:
+    """The JSON object of an event that happened at `ts` (Unix seconds): `event` and `ts`, then its fields."""
+    fields = asdict(event)
+    if isinstance(event, EditVerdict):
+        fields |= fields["verdict"]
+    return {"event": event.event, "ts": ts, **fields}

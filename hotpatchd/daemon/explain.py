@@ -1,0 +1,74 @@
+"""How one crate was compiled, how it is compiled again, and how a patch of it is linked."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hotpatchd.core.capture import Capture, link_order
+from hotpatchd.core.errors import UsageError
+from hotpatchd.core.linkline import parse_link_line
+from hotpatchd.core.linkplan import plan_image_link
+from hotpatchd.core.thinplan import Recipe, plan_thin_crates
+from hotpatchd.daemon.capture_store import CaptureStore
+from hotpatchd.daemon.fatbuild import Workspace
+
+
+def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Recipe) -> dict[str, Any]:
+    """Put captured and edited commands side by side.
+
+    Args:
+        workspace: what was built.
+        state_dir: the daemon's directory.
+        crate: name of a package, binary, example or library.
+        recipe: how objects are made.
+
+    Returns:
+        Plain JSON values: `crate`, `rustc`, `cwd`, `env`, `argv`, `edited_argv`, `edits` (rows of `flag`, `action`, `reason`), and
+        for a linked crate `link_argv`, `link_plan`, `link_dropped`.
+
+    Raises:
+        UsageError: there is no usable capture of the crate.
+    """
+    listing = CaptureStore(state_dir / "captures").load_all()
+    name = crate.replace("-", "_")
+    found = [c for c in listing.captures if c.crate_name == name and not c.is_build_script]
+    if not found:
+        known = ", ".join(sorted({c.crate_name for c in listing.captures})) or "none"
+        raise UsageError(
+            f"no usable capture of crate `{crate}`; there are: {known}", hint="run `hotpatchd build` first"
+        )
+    # A package's library and binary may share a name: the binary is the one that is linked.
+    capture = max(found, key=lambda c: c.link_line is not None)
+    tip = capture if capture.link_line else next((c for c in listing.captures if _uses(c, capture)), capture)
+    dirs = {str(package.manifest_path.parent) for package in workspace.packages}
+    order = link_order(tip, listing.captures, dirs)
+    planned = plan_thin_crates(order, thin_dir=str(state_dir / "thin"), recipe=recipe)
+    thin = next(crate for crate in planned if crate.capture == capture)
+    explained: dict[str, Any] = {
+        "crate": thin.name,
+        "rustc": capture.rustc,
+        "cwd": capture.cwd,
+        "env": dict(capture.env),
+        "argv": list(capture.argv),
+        "edited_argv": list(thin.edited.argv),
+        "out_dir": thin.out_dir,
+        "edits": [{"flag": e.flag, "action": e.action, "reason": e.reason} for e in thin.edited.edits],
+        "link_argv": None,
+        "link_plan": None,
+        "link_dropped": None,
+    }
+    if capture.link_line:
+        line = parse_link_line(capture.link_line)
+        plan = plan_image_link(
+            line, linker="lld", objects=["OBJECTS", "STUB"], output="PATCH", base_addr=0, keep=["FUNCTION"]
+        )
+        explained["link_argv"] = list(line.argv)
+        explained["link_plan"] = [*plan.argv, *plan.response.split()]
+        explained["link_dropped"] = [{"flag": flag, "reason": reason} for flag, reason in plan.dropped]
+    return explained
+
+
+def _uses(capture: Capture, library: Capture) -> bool:
+    made = {os.path.basename(output.path) for output in library.outputs}
+    used = {os.path.basename(path) for path in capture.extern_paths}
+    return capture.link_line is not None and not used.isdisjoint(made)

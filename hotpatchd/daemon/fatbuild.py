@@ -1,0 +1,450 @@
+"""The fat build: an ordinary `cargo build`, during which the shim captures every crate that can be edited."""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hotpatchd.core.capture import Capture, link_order, with_externs
+from hotpatchd.core.errors import BuildError
+from hotpatchd.core.selection import CargoSelection
+from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
+
+_SHIM = "hotpatchd_rustc_wrapper.py"
+_KILL_AFTER_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A package that the developer can edit: a workspace member, or a path dependency of one.
+
+    Args:
+        id: cargo's.
+        name: of the package.
+        manifest_path: of its `Cargo.toml`.
+        build_script: None where there is none.
+        default_run: the binary that it names as its default.
+    """
+
+    id: str
+    name: str
+    manifest_path: Path
+    build_script: Path | None
+    default_run: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workspace:
+    """What `cargo metadata` says.
+
+    Args:
+        root: of the workspace.
+        target_dir: where results go; the daemon's state too.
+        build_dir: where intermediate files go; cargo's default is the same.
+        packages: all that can be edited.
+        spills: whether such a package, or one that depends on such a package, is outside the workspace.
+    """
+
+    root: Path
+    target_dir: Path
+    build_dir: Path
+    packages: tuple[Package, ...]
+    spills: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FatBuild:
+    """What a fat build made.
+
+    Args:
+        executable: the host binary, where cargo puts it for people.
+        tip: the capture of the crate that it was linked from; `tip.outputs` has its other name.
+        captures: the crates that an edit can make necessary to compile again, dependencies first, `tip` last.
+        build_time: proc macros and build scripts of these packages, and the captured crates that those use;
+            an edit of one needs a fat build. A crate can be in both.
+        packages: of `captures`.
+        full_build: absolute path → what it is, of the files that are not source code but whose edit needs a fat build.
+        workspace: as it was before the build.
+        problems: captures that were found unusable, and were left alone or made again.
+        recompiled: names of the targets that cargo took as fresh and that had to be compiled for their capture.
+    """
+
+    executable: Path
+    tip: Capture
+    captures: tuple[Capture, ...]
+    build_time: tuple[Capture, ...]
+    packages: tuple[Package, ...]
+    full_build: Mapping[str, str]
+    workspace: Workspace
+    problems: tuple[CaptureProblem, ...]
+    recompiled: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Artifact:
+    """A `compiler-artifact` message of a package that can be edited."""
+
+    package: Package
+    target: str
+    kinds: frozenset[str]
+    files: tuple[str, ...]
+    executable: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Report:
+    """What cargo said on its standard output."""
+
+    artifacts: tuple[_Artifact, ...]
+    out_dirs: tuple[tuple[Package, Path], ...]
+
+
+async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mapping[str, str]) -> Workspace:
+    """Asks cargo for the workspace; cargo downloads what is missing.
+
+    Args:
+        selection: what will be built.
+        cwd: where cargo runs.
+        environ: cargo's environment.
+
+    Raises:
+        BuildError: cargo cannot be run, or fails; it has shown why.
+    """
+    # In the terminal's foreground, unlike the build: a download may ask for a passphrase.
+    args = ["metadata", "--format-version=1", *selection.metadata_args()]
+    record = json.loads(await _run_cargo(args, cwd=cwd, environ=environ, process_group=None))
+    local = {package["id"] for package in record["packages"] if package["source"] is None}
+    members = set(record["workspace_members"])
+    spills = any(
+        node["id"] not in members and (node["id"] in local or not local.isdisjoint(node["dependencies"]))
+        for node in record["resolve"]["nodes"]
+    )
+    target_dir = cwd / selection.target_dir if selection.target_dir else Path(record["target_directory"])
+    build_dir = record.get("build_directory", record["target_directory"])
+    return Workspace(
+        root=Path(record["workspace_root"]),
+        target_dir=target_dir,
+        build_dir=target_dir if build_dir == record["target_directory"] else Path(build_dir),
+        packages=tuple(_package(package) for package in record["packages"] if package["id"] in local),
+        spills=spills,
+    )
+
+
+async def fat_build(
+    selection: CargoSelection, workspace: Workspace, state_dir: Path, *, cwd: Path, environ: Mapping[str, str]
+) -> FatBuild:
+    """Builds, and captures; cargo's own output and progress go to standard error.
+
+    A crate that cargo takes as fresh and that has no capture that can be used is compiled again, once.
+
+    Args:
+        selection: what to build.
+        workspace: of `load_workspace`, for the same selection.
+        state_dir: where captures and the shim are kept.
+        cwd: where cargo runs.
+        environ: cargo's environment.
+
+    Raises:
+        BuildError: cargo fails (it has shown why), a crate cannot be captured, or not exactly one program results.
+    """
+    store = CaptureStore(state_dir / "captures")
+    args = ["build", "--message-format=json-render-diagnostics", *selection.cargo_args()]
+    environ = _shim_environ(workspace, store.directory, install_shim(state_dir), cwd=cwd, environ=environ)
+
+    async def build() -> tuple[_Report, CaptureListing]:
+        # In a process group of its own, for cancelling to reach rustc and the linker. Ctrl-C on the terminal goes to
+        # the daemon's group instead, which cancels this coroutine.
+        messages = await _run_cargo(args, cwd=cwd, environ=environ, process_group=0)
+        return _report(messages, workspace), await asyncio.to_thread(store.load_all)
+
+    report, listing = await build()
+    problems, missing = listing.problems, _missing(report, listing)
+    if missing:
+        await asyncio.to_thread(_make_dirty, missing, workspace)
+        report, listing = await build()
+    if still_missing := _missing(report, listing):
+        names = ", ".join(artifact.target for artifact in still_missing)
+        package = still_missing[0].package.name
+        raise BuildError(
+            f"no capture of {names} could be made",
+            hint=f"run `cargo clean -p {package}` and try again; see above for what the shim said",
+        )
+    tip_artifact = _choose_tip(report.artifacts)
+    assert tip_artifact.executable is not None
+    made = {artifact: capture for artifact, capture in _pair(report, listing) if capture is not None}
+    captures = link_order(made[tip_artifact], listing.captures, {_dir(package) for package in workspace.packages})
+    dirs = {capture.manifest_dir for capture in captures}
+    packages = tuple(package for package in workspace.packages if _dir(package) in dirs)
+    tools = [capture for capture in made.values() if capture.is_build_script and capture.manifest_dir in dirs]
+    externs = with_externs(captures, listing.captures)
+    tools += [capture for capture in externs if capture.is_proc_macro]
+    return FatBuild(
+        executable=tip_artifact.executable,
+        tip=captures[-1],
+        captures=captures,
+        build_time=with_externs(tools, listing.captures),
+        packages=packages,
+        full_build=_full_build_files(workspace, packages, report.out_dirs, cwd, environ),
+        workspace=workspace,
+        problems=problems,
+        recompiled=tuple(artifact.target for artifact in missing),
+    )
+
+
+def install_shim(state_dir: Path) -> Path:
+    """Puts the shim where cargo can run it; the path is stable, since cargo's fingerprints contain it.
+
+    The first line names this interpreter: a `python3` found on PATH can be another one, or a slow launcher. The
+    kernel takes neither a long name nor one with spaces there, so those go through `sh`, in a line that is an
+    expression to Python.
+    """
+    bundled = Path(__file__).parents[1] / "_bundled" / "wrapper" / _SHIM
+    source = bundled if bundled.exists() else Path(__file__).parents[2] / "wrapper" / _SHIM
+    python = os.path.realpath(sys.executable)
+    first = f"#!{python} -ISE\n"
+    # Source: linux/fs/binfmt_script.c; BINPRM_BUF_SIZE was 128 before Linux 5.1.
+    if len(os.fsencode(first)) > 127 or " " in python or "\t" in python:
+        first = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -ISE \"$0\" \"$@\"\n' '''\n"
+    text = first + source.read_text(encoding="utf-8").partition("\n")[2]
+    shim = state_dir / "shim" / "rustc-wrapper"
+    if not shim.exists() or shim.read_text(encoding="utf-8") != text:
+        shim.parent.mkdir(parents=True, exist_ok=True)
+        temporary = shim.with_name(f".{os.getpid()}.{shim.name}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(0o755)
+        temporary.replace(shim)
+    return shim
+
+
+def user_wrapper(
+    kind: Literal["rustc-wrapper", "rustc-workspace-wrapper"], *, cwd: Path, environ: Mapping[str, str]
+) -> str | None:
+    """The wrapper that the developer's own environment or cargo configuration sets; a path or a bare name.
+
+    Source: the cargo book, "Configuration": `build.rustc-wrapper`; an empty value switches it off.
+    """
+    variable = kind.replace("-", "_").upper()
+    for name in (variable, f"CARGO_BUILD_{variable}"):
+        if name in environ:
+            return _resolve_program(environ[name], cwd)
+    for file in _config_files(cwd, environ):
+        try:
+            value = tomllib.loads(file.read_text(encoding="utf-8")).get("build", {}).get(kind)
+        except (OSError, ValueError):
+            continue  # cargo reports it
+        if isinstance(value, str):
+            return _resolve_program(value, file.parents[1])
+    return None
+
+
+def _resolve_program(program: str, base: Path) -> str | None:
+    return (str(base / program) if "/" in program else program) or None
+
+
+def _config_files(cwd: Path, environ: Mapping[str, str]) -> Iterator[Path]:
+    """Cargo's configuration files that are there, the strongest first."""
+    home = Path(environ.get("CARGO_HOME") or Path(environ.get("HOME", "/")) / ".cargo")
+    for directory in [*(parent / ".cargo" for parent in (cwd, *cwd.parents)), home]:
+        for name in ("config", "config.toml"):
+            if (directory / name).is_file():
+                yield directory / name
+
+
+def _shim_environ(
+    workspace: Workspace, capture_dir: Path, shim: Path, *, cwd: Path, environ: Mapping[str, str]
+) -> dict[str, str]:
+    """Cargo's environment for a build with the shim.
+
+    `RUSTC_WORKSPACE_WRAPPER` is the better place: cargo runs it for members only, and gives what it built names of
+    their own, so that the developer's plain builds and these leave each other alone. It does not see packages outside
+    the workspace, and cargo runs a `RUSTC_WRAPPER` around it, which would take the shim for a compiler: in these two
+    cases the shim is both.
+    """
+    capture_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    base_env = capture_dir.parent / "base-env.json"
+    with open(os.open(base_env, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+        json.dump(dict(environ), file)
+    wrapper = user_wrapper("rustc-wrapper", cwd=cwd, environ=environ)
+    workspace_wrapper = user_wrapper("rustc-workspace-wrapper", cwd=cwd, environ=environ)
+    added = {"HOTPATCHD_CAPTURE_DIR": str(capture_dir), "HOTPATCHD_BASE_ENV": str(base_env)}
+    if wrapper or workspace.spills:
+        added |= {"RUSTC_WRAPPER": str(shim), "RUSTC_WORKSPACE_WRAPPER": workspace_wrapper or str(shim)}
+        chained = wrapper
+    else:
+        added |= {"RUSTC_WORKSPACE_WRAPPER": str(shim)}
+        chained = workspace_wrapper
+    return {**environ, **added, "HOTPATCHD_CHAIN_WRAPPER": chained or ""}
+
+
+async def _run_cargo(args: Sequence[str], *, cwd: Path, environ: Mapping[str, str], process_group: int | None) -> bytes:
+    """Runs cargo; returns its standard output. Cancelling ends cargo, and its group where it has one."""
+    try:
+        cargo = await asyncio.create_subprocess_exec(
+            "cargo",
+            *args,
+            cwd=cwd,
+            env=environ,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            process_group=process_group,
+        )
+    except FileNotFoundError as error:
+        raise BuildError("cargo is not on PATH", hint="install Rust from https://rustup.rs") from error
+    try:
+        output, _ = await cargo.communicate()
+    finally:
+        if cargo.returncode is None:
+            await _kill(cargo, grouped=process_group is not None)
+    assert cargo.returncode is not None
+    if cargo.returncode < 0:
+        raise BuildError(f"cargo {args[0]} was ended by {signal.Signals(-cargo.returncode).name}")
+    if cargo.returncode > 0:
+        raise BuildError(f"cargo {args[0]} failed with exit status {cargo.returncode}", hint="see its output above")
+    return output
+
+
+async def _kill(cargo: asyncio.subprocess.Process, *, grouped: bool) -> None:
+    send = os.killpg if grouped else os.kill
+    send(cargo.pid, signal.SIGTERM)
+    try:
+        await asyncio.wait_for(cargo.wait(), _KILL_AFTER_S)
+    except TimeoutError:
+        send(cargo.pid, signal.SIGKILL)
+        await cargo.wait()
+
+
+def _package(record: Mapping[str, Any]) -> Package:
+    scripts = [target["src_path"] for target in record["targets"] if "custom-build" in target["kind"]]
+    return Package(
+        id=record["id"],
+        name=record["name"],
+        manifest_path=Path(record["manifest_path"]),
+        build_script=Path(scripts[0]) if scripts else None,
+        default_run=record.get("default_run"),
+    )
+
+
+def _dir(package: Package) -> str:
+    return str(package.manifest_path.parent)
+
+
+def _report(messages: bytes, workspace: Workspace) -> _Report:
+    packages = {package.id: package for package in workspace.packages}
+    artifacts, out_dirs = [], []
+    for line in messages.splitlines():
+        message = json.loads(line)
+        if message.get("package_id") not in packages:
+            continue
+        if message["reason"] == "build-script-executed":
+            out_dirs.append((packages[message["package_id"]], Path(message["out_dir"])))
+        elif message["reason"] == "compiler-artifact":
+            target, executable = message["target"], message["executable"]
+            artifacts.append(
+                _Artifact(
+                    package=packages[message["package_id"]],
+                    target=target["name"],
+                    kinds=frozenset(target["kind"]),
+                    files=tuple(message["filenames"]),
+                    executable=Path(executable) if executable else None,
+                )
+            )
+    return _Report(artifacts=tuple(artifacts), out_dirs=tuple(out_dirs))
+
+
+def _pair(report: _Report, listing: CaptureListing) -> Iterator[tuple[_Artifact, Capture | None]]:
+    """Each artifact with its capture. Cargo reports a binary by its second name, which is a hard link."""
+    captured = {
+        identity: capture for capture in listing.captures for identity in _identities(o.path for o in capture.outputs)
+    }
+    for artifact in report.artifacts:
+        found = (captured[identity] for identity in _identities(artifact.files) if identity in captured)
+        yield artifact, next(found, None)
+
+
+def _missing(report: _Report, listing: CaptureListing) -> list[_Artifact]:
+    return [artifact for artifact, capture in _pair(report, listing) if capture is None]
+
+
+def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
+    for path in paths:
+        try:
+            stat = os.stat(path)
+        except FileNotFoundError:
+            continue
+        yield stat.st_dev, stat.st_ino
+
+
+def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
+    """Removes what cargo built for these artifacts, under all names, so that it compiles them again.
+
+    A missing output makes cargo compile just that unit. `cargo clean -p` would remove all targets of the package, those
+    of the developer's plain builds too; the fingerprint directories are cargo's own business and their layout changes.
+    """
+    doomed = {identity for artifact in artifacts for identity in _identities(artifact.files)}
+    for directory, subdirectories, names in os.walk(workspace.build_dir):
+        # rustc hard-links metadata into its incremental cache, which is no output.
+        subdirectories[:] = [name for name in subdirectories if name != "incremental"]
+        for path in (os.path.join(directory, name) for name in names):
+            if not doomed.isdisjoint(_identities([path])):
+                os.unlink(path)
+
+
+def _choose_tip(artifacts: Sequence[_Artifact]) -> _Artifact:
+    programs = [a for a in artifacts if a.executable and not a.kinds.isdisjoint({"bin", "example"})]
+    if len(programs) > 1:
+        programs = [a for a in programs if a.target == a.package.default_run] or programs
+    if not programs:
+        raise BuildError("cargo built no program", hint="name one with --bin, --example or -p; or add src/main.rs")
+    if len(programs) > 1:
+        names = ", ".join(sorted(artifact.target for artifact in programs))
+        raise BuildError(f"cargo built several programs: {names}", hint="name one with --bin, --example or -p")
+    return programs[0]
+
+
+def _full_build_files(
+    workspace: Workspace,
+    packages: Sequence[Package],
+    out_dirs: Iterable[tuple[Package, Path]],
+    cwd: Path,
+    environ: Mapping[str, str],
+) -> dict[str, str]:
+    files = {
+        workspace.root / "Cargo.toml": "workspace manifest",
+        workspace.root / "Cargo.lock": "lock file",
+    }
+    for directory in (cwd, *cwd.parents):
+        for name in ("rust-toolchain", "rust-toolchain.toml"):
+            if (directory / name).is_file():
+                files[directory / name] = "toolchain file"
+    files |= dict.fromkeys(_config_files(cwd, environ), "cargo configuration")
+    for package, out_dir in out_dirs:
+        if package in packages:
+            files |= dict.fromkeys(_build_script_inputs(package, out_dir), "input of a build script")
+    for package in packages:
+        files[package.manifest_path] = "manifest"
+        if package.build_script:
+            files[package.build_script] = "build script"
+    return {str(path): what for path, what in files.items()}
+
+
+def _build_script_inputs(package: Package, out_dir: Path) -> Iterator[Path]:
+    """The files that make cargo run the build script again.
+
+    Source: the cargo book, "Build scripts": their output is saved beside `out`; a directory means all files in it.
+    """
+    try:
+        lines = (out_dir.parent / "output").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        instruction, _, path = line.partition("=")
+        if instruction in ("cargo:rerun-if-changed", "cargo::rerun-if-changed"):
+            named = package.manifest_path.parent / path
+            yield from (named.rglob("*") if named.is_dir() else [named])

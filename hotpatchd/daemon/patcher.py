@@ -1,0 +1,354 @@
+"""From the objects of a build to a patch for one client: compare, select, link, address.
+
+Comparing and selecting is the core's; this module reads and writes the files, and runs the linker. Everything that depends on
+the client (its slide, where its region is free, what patches it has) is done anew for each; the objects are shared.
+"""
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hotpatchd.core.client import Detour, Patch
+from hotpatchd.core.compare import find_differences, find_kept_initialisers
+from hotpatchd.core.demangle import demangle
+from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
+from hotpatchd.core.events import Functions, Note, Refusal
+from hotpatchd.core.linkline import LinkLine
+from hotpatchd.core.linkplan import Linker, plan_image_link
+from hotpatchd.core.select import Selection, select
+from hotpatchd.core.session import LiveSymbols, PatchContent, Session
+from hotpatchd.core.step import Prepared
+from hotpatchd.core.unit import Fingerprint
+from hotpatchd.daemon.processes import run_process
+from hotpatchd.objfile.archive import ArchiveSet
+from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.host_index import HostIndex
+from hotpatchd.objfile.image import Image, read_image
+from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.rewrite import rewrite
+from hotpatchd.objfile.stub import write_stub
+
+DETOUR_SIZE = 5
+"""Bytes of `jmp rel32`, the jump that replaces a function's beginning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """What an edit means for one client, and the patch with its bytes where there is one."""
+
+    prepared: Prepared
+    patch: Patch | None = None
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """One patch between selecting and linking."""
+
+    selection: Selection
+    functions: Mapping[str, Fingerprint]
+    moved: tuple[str, ...]
+    notes: tuple[Note, ...]
+
+
+class Patcher:
+    """Makes patches for the clients of one host binary.
+
+    Args:
+        host: its symbols.
+        archives: the archives of its link line.
+        link_line: the command that linked it.
+        linker: which linker that command runs.
+        crate_names: names of the crates that the daemon compiles; functions of theirs are named in verdicts.
+        baseline: the objects of the source that the host was built from.
+        optimised: the host was built with an opt-level above 0, so functions were inlined into others.
+        state_dir: the daemon's directory.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: HostIndex,
+        archives: ArchiveSet,
+        link_line: LinkLine,
+        linker: Linker,
+        crate_names: frozenset[str],
+        baseline: BuildObjects,
+        optimised: bool,
+        state_dir: Path,
+    ) -> None:
+        self.host = host
+        self.archives = archives
+        self.link_line = link_line
+        self.linker = linker
+        self.crate_names = crate_names
+        self.baseline = baseline
+        self.state_dir = state_dir
+        self._baseline_state = baseline.state_names() if optimised else frozenset()
+
+    async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
+        """Make the patch that brings one client up to date.
+
+        Args:
+            session: the client.
+            edit: number of the edit.
+            objects: the newest objects.
+            before: the objects of the build before.
+
+        Returns:
+            What to send, or why not; nothing is sent here.
+        """
+        start = time.perf_counter()
+        selected = start
+        try:
+            plan = await asyncio.to_thread(self._plan, session, objects, before)
+            selected = time.perf_counter()
+            moved = self._display(plan.moved)
+            if plan.selection.refusals or not plan.selection.replaced:
+                return Ready(
+                    prepared=Prepared(
+                        client=session.client,
+                        functions=Functions(moved=moved),
+                        refusals=tuple(_named(refusal) for refusal in plan.selection.refusals),
+                        notes=plan.notes,
+                        select_ms=(selected - start) * 1000,
+                    )
+                )
+            image, elf_path = await self._link(session, plan.selection)
+            patch, content = self._address(session, edit, plan, image, elf_path)
+        except HotpatchdError as error:
+            output = error.output if isinstance(error, BuildError) else ""
+            return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
+        except OSError as error:
+            place = error.filename or self.state_dir
+            return self._failed(
+                session, "disk", f"the patch cannot be written: {place}: {error.strerror}", selected - start
+            )
+        return Ready(
+            prepared=Prepared(
+                client=session.client,
+                content=content,
+                bytes=len(image.payload),
+                functions=Functions(
+                    patched=self._display(plan.selection.replaced),
+                    added=self._display(name for name in plan.selection.added if self._is_own(name)),
+                    moved=moved,
+                ),
+                names={detour.from_addr: demangle(name) for name, detour in self._detours(session, plan, image)},
+                notes=plan.notes,
+                select_ms=(selected - start) * 1000,
+                link_ms=(time.perf_counter() - selected) * 1000,
+            ),
+            patch=patch,
+            payload=image.payload,
+        )
+
+    def _failed(self, session: Session, reason: str, detail: str, seconds: float) -> Ready:
+        refusal = Refusal(symbol=None, reason=reason, detail=detail)
+        prepared = Prepared(client=session.client, refusals=(refusal,), failed=True, select_ms=seconds * 1000)
+        return Ready(prepared=prepared)
+
+    def _is_own(self, symbol: str) -> bool:
+        """Whether a function belongs to one of the developer's crates, rather than being an instance of a library's."""
+        return demangle(symbol).lstrip("<&").partition("::")[0] in self.crate_names
+
+    def _display(self, symbols: Iterable[str]) -> tuple[str, ...]:
+        return tuple(sorted({demangle(symbol) for symbol in symbols}))
+
+    def _plan(self, session: Session, objects: BuildObjects, before: BuildObjects) -> _Plan:
+        live = LiveSymbols(self.host, session.symbols)
+
+        def running(name: str) -> Fingerprint | None:
+            return session.running.get(name) or self.baseline.fingerprint(name)
+
+        candidates = {unit.name: unit for unit in objects.changed_since(self.baseline)}
+        candidates |= {unit.name: unit for unit in objects.units_defining(session.running)}
+        differences = find_differences(candidates.values(), running, live)
+        selection = select(
+            roots=differences.changed,
+            definitions=objects,
+            host=live,
+            archives=self.archives,
+            baseline_state=self._baseline_state,
+        )
+        refusals = [*selection.refusals, *self._undetourable(session, differences.changed, objects)]
+        notes = [
+            Note(
+                symbol=demangle(name),
+                note="not_in_host",
+                detail="the running program has no such function: nothing calls it",
+            )
+            for name in differences.absent
+        ]
+        for unit in objects.changed_since(before):
+            earlier = before.unit(unit.name) if unit.name in before.files else None
+            notes += [
+                Note(
+                    symbol=demangle(name),
+                    note="initialiser_kept",
+                    detail="its initialiser changed; the running program keeps the value that it has",
+                )
+                for name in find_kept_initialisers(earlier, unit, live)
+            ]
+        return _Plan(
+            selection=replace(selection, refusals=tuple(refusals)),
+            functions=_defined_functions(selection),
+            moved=differences.moved,
+            notes=tuple(notes),
+        )
+
+    def _places(self, session: Session, name: str) -> tuple[tuple[int, int], ...]:
+        """Where the program has a function: (link-time address, size), several for one that it has several times."""
+        added = session.symbols.get(name)
+        return ((added.addr, added.size),) if added else self.host.functions(name)
+
+    def _undetourable(self, session: Session, names: Iterable[str], objects: BuildObjects) -> Iterator[Refusal]:
+        for name in names:
+            for addr, size in self._places(session, name):
+                if size < DETOUR_SIZE and self.host.room_at(addr) < DETOUR_SIZE and name not in session.symbols:
+                    yield Refusal(
+                        symbol=name,
+                        reason="too_short",
+                        detail=f"it is {size} bytes long, and a jump to its new code takes {DETOUR_SIZE}",
+                    )
+                for other in self.host.function_names_at(addr):
+                    if objects.fingerprint(other) != objects.fingerprint(name) and objects.get(other):
+                        yield Refusal(
+                            symbol=name,
+                            reason="folded",
+                            detail=f"the running program has one copy of it and of {demangle(other)}, which now differ",
+                        )
+
+    async def _link(self, session: Session, selection: Selection) -> tuple[Image, Path]:
+        region = session.hello.region
+        slot = (session.next_addr - region.addr) // region.slot_size
+        elf_dir = self.state_dir / "patches" / session.hello.instance
+        elf_path = elf_dir / f"slot-{slot}.elf"
+        inputs = await asyncio.to_thread(self._write_inputs, session, selection)
+        elf_dir.mkdir(parents=True, exist_ok=True)
+        elf_path.unlink(missing_ok=True)
+        plan = plan_image_link(
+            self.link_line,
+            linker=self.linker,
+            objects=inputs,
+            output=str(elf_path),
+            base_addr=session.next_addr,
+            keep=selection.replaced,
+        )
+        response = elf_dir / "link.args"
+        response.write_text(plan.response, "utf-8", "surrogateescape")
+        finished = await run_process([*plan.argv, f"@{response}"], env=self._link_env())
+        if finished.status or not elf_path.exists():
+            raise BuildError(
+                f"the linker `{plan.argv[0]}` failed with exit status {finished.status}",
+                output=finished.stderr.decode("utf-8", "replace"),
+            )
+        image = read_image(elf_path)
+        if image.end > region.addr + region.size:
+            raise BuildError("the address space reserved for patches is used up", hint="restart the program")
+        for covered in range(slot + 1, (image.end - 1 - region.addr) // region.slot_size + 1):
+            alias = elf_dir / f"slot-{covered}.elf"
+            alias.unlink(missing_ok=True)
+            alias.hardlink_to(elf_path)
+        return image, elf_path
+
+    def _link_env(self) -> dict[str, str]:
+        # rustc prunes PATH for the linker; the developer's own stands behind it, so that `ld` is found.
+        env = {name: value for name, value in os.environ.items() if name not in self.link_line.unset_env}
+        for name, value in self.link_line.env:
+            env[name] = f"{value}{os.pathsep}{env['PATH']}" if name == "PATH" and "PATH" in env else value
+        return env
+
+    def _write_inputs(self, session: Session, selection: Selection) -> list[str]:
+        directory = self.state_dir / "link" / session.hello.instance
+        directory.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for number, kept in enumerate(selection.units):
+            assert isinstance(kept.unit, CodeUnit)
+            path = directory / f"{number}.o"
+            path.write_bytes(
+                rewrite(
+                    kept.unit,
+                    sections=kept.sections,
+                    host_sections=kept.host_sections,
+                    host_names=selection.host_names,
+                    imports=selection.imports,
+                )
+            )
+            paths.append(str(path))
+        live = LiveSymbols(self.host, session.symbols)
+        absolute, thread_locals = {}, {}
+        for name in selection.host_names:
+            found = live.find(name)
+            assert found is not None
+            if found.kind == "tls":
+                thread_locals[name] = (found.addr, found.size)
+            else:
+                absolute[name] = found.addr + session.hello.slide
+        stub = directory / "stub.o"
+        stub.write_bytes(
+            write_stub(
+                absolute=absolute,
+                thread_locals=thread_locals,
+                tls=self.host.header.tls,
+                imports=selection.imports,
+            )
+        )
+        return [*paths, str(stub)]
+
+    def _detours(self, session: Session, plan: _Plan, image: Image) -> Iterator[tuple[str, Detour]]:
+        for name in plan.selection.replaced:
+            if name not in image.symbols:
+                raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
+            for addr, size in self._places(session, name):
+                yield name, Detour(from_addr=addr + session.hello.slide, to_addr=image.symbols[name].addr, size=size)
+
+    def _address(
+        self, session: Session, edit: int, plan: _Plan, image: Image, elf_path: Path
+    ) -> tuple[Patch, PatchContent]:
+        identity = hashlib.sha256(image.payload).hexdigest()
+        slide = session.hello.slide
+        live = LiveSymbols(self.host, session.symbols)
+        patch = Patch(
+            patch=identity,
+            edit=edit,
+            build_id=session.hello.build_id,
+            size=len(image.payload),
+            segments=image.segments,
+            imports=image.imports,
+            eh_frame=image.eh_frame,
+            detours=tuple(detour for _, detour in self._detours(session, plan, image)),
+            elf=str(elf_path),
+        )
+        content = PatchContent(
+            patch=identity,
+            edit=edit,
+            functions=plan.functions,
+            symbols={
+                name: found._replace(addr=found.addr - slide)
+                for name, found in image.symbols.items()
+                if live.find(name) is None
+            },
+            thread_locals=session.thread_locals,
+        )
+        return patch, content
+
+
+def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:
+    """The functions of the developer's own objects that a patch defines, by exported name."""
+    return {
+        definition.name: kept.unit.fingerprint(section)
+        for kept in selection.units
+        if not kept.unit.from_archive
+        for section in kept.sections
+        for definition in kept.unit.definitions_in(section)
+        if definition.kind == "function" and not definition.local and definition.name not in selection.host_names
+    }
+
+
+def _named(refusal: Refusal) -> Refusal:
+    return replace(refusal, symbol=demangle(refusal.symbol)) if refusal.symbol else refusal

@@ -1,0 +1,97 @@
+"""What a person reads on the terminal: one line for an edit, in the manner of cargo."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from hotpatchd.core.events import EditVerdict, Event, RebuildFailed, RebuildFinished, Verdict
+
+_VERB_WIDTH = 12
+_SHOWN_FUNCTIONS = 4
+_STAGES = ("settle", "compile", "select", "link", "send", "apply")
+_HEADLINES = {
+    "applied": ("Patched", "bold green"),
+    "unchanged": ("Unchanged", "bold cyan"),
+    "failed": ("Failed", "bold red"),
+    "refused": ("Refused", "bold yellow"),
+    "restart": ("Restart", "bold yellow"),
+}
+
+
+class Terminal:
+    """Prints to standard error, if that is a terminal; otherwise it stays silent and the log tells.
+
+    Args:
+        console: where to.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def say(self, verb: str, text: str, style: str = "bold green") -> None:
+        """One line: a right-aligned verb and what it is about."""
+        if self.console.is_terminal:
+            line = Text(f"{verb:>{_VERB_WIDTH}} ", style=style)
+            line.append(text, style="default not bold")
+            self.console.print(line, soft_wrap=True)
+
+    def raw(self, lines: Iterable[str]) -> None:
+        """Text that brings its own colours, such as rustc's diagnostics."""
+        if self.console.is_terminal:
+            for line in lines:
+                self.console.print(Text.from_ansi(line), soft_wrap=True)
+
+    def show(self, event: Event) -> None:
+        """Tell a person of an event, if it is one that people wait for."""
+        match event:
+            case RebuildFailed() | RebuildFinished():
+                self.raw(event.diagnostics)
+            case EditVerdict():
+                self._show_verdict(event.verdict)
+
+    def _show_verdict(self, verdict: Verdict) -> None:
+        verb, style = _HEADLINES[verdict.verdict]
+        self.say(verb, describe(verdict), style)
+        for refusal in verdict.refusals:
+            subject = f"{refusal.symbol}: " if refusal.symbol else ""
+            self.say("", f"{subject}{refusal.detail} [{refusal.reason}]")
+        for note in verdict.notes:
+            self.say("note", f"{note.symbol}: {note.detail}", "bold cyan")
+
+
+def describe(verdict: Verdict) -> str:
+    """The rest of an edit's line: what changed, how long, stage by stage."""
+    functions, timings = verdict.functions, verdict.timings_ms
+    parts = []
+    if verdict.verdict == "applied":
+        parts.append(_names(functions.patched))
+        if functions.added:
+            parts.append(f"added {_names(functions.added)}")
+    elif verdict.verdict == "unchanged":
+        moved = f" ({len(functions.moved)} functions moved)" if functions.moved else ""
+        parts.append(f"the program runs this code already{moved}")
+    elif verdict.verdict == "failed":
+        parts.append("the program goes on with the code that it has")
+    else:
+        parts.append("the program was left as it is")
+    if timings.total is not None:
+        stages = " + ".join(
+            f"{stage} {value:.0f}" for stage in _STAGES if (value := getattr(timings, stage)) is not None
+        )
+        parts.append(f"in {timings.total:.0f} ms ({stages})")
+    return " ".join(parts)
+
+
+def describe_record(record: Mapping[str, Any]) -> str:
+    """The line of an `edit.verdict` record, as it is found in an events file."""
+    verdict = msgspec.convert(record, Verdict)
+    return f"{verdict.verdict}: {describe(verdict)}"
+
+
+def _names(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:_SHOWN_FUNCTIONS])
+    more = len(names) - _SHOWN_FUNCTIONS
+    return f"{shown} and {more} more" if more > 0 else shown

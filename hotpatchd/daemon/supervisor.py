@@ -1,0 +1,547 @@
+"""The daemon: turns what happens into events for `hotpatchd.core.step`, and carries out its commands."""
+
+import asyncio
+import contextlib
+import os
+import platform
+import secrets
+import shutil
+import signal
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hotpatchd.core import step as core
+from hotpatchd.core.capture import Capture
+from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
+from hotpatchd.core.depinfo import parse_dep_info
+from hotpatchd.core.errors import BuildError, CaptureError, HotpatchdError, UsageError
+from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
+from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
+from hotpatchd.core.linkplan import Linker, identify_linker, plan_version_query
+from hotpatchd.core.selection import CargoSelection
+from hotpatchd.core.session import Session
+from hotpatchd.core.settle import SettleTimes
+from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
+from hotpatchd.daemon import logs, wire
+from hotpatchd.daemon.client_build import ensure_client
+from hotpatchd.daemon.event_log import EventBus
+from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
+from hotpatchd.daemon.lock import StateLock
+from hotpatchd.daemon.patcher import Patcher, Ready
+from hotpatchd.daemon.processes import run_process
+from hotpatchd.daemon.report import Terminal
+from hotpatchd.daemon.server import PatchServer
+from hotpatchd.daemon.thin import ThinBuilder
+from hotpatchd.daemon.watcher import Batch, Watcher
+from hotpatchd.objfile.archive import ArchiveSet
+from hotpatchd.objfile.host_index import HostIndex, build_id_of, host_index
+from hotpatchd.objfile.objects import BuildObjects
+
+KEPT_PAYLOADS = 32
+GRACE_S = 3.0
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a daemon is to run.
+
+    Args:
+        selection: what to build.
+        cwd: where cargo runs.
+        listen: address and port; port 0 takes a free one.
+        times: when an edit is complete.
+        poll: look for changed files instead of being told by the kernel.
+        environ: the environment of cargo and of the program.
+    """
+
+    selection: CargoSelection
+    cwd: Path
+    listen: tuple[str, int] = ("127.0.0.1", 0)
+    times: SettleTimes = SettleTimes()
+    poll: bool = False
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+def state_dir_of(workspace: Workspace) -> Path:
+    """The daemon's directory."""
+    return workspace.target_dir / "hotpatchd"
+
+
+def client_environ(environ: Mapping[str, str], client: Path, state_dir: Path, host: Path | None) -> dict[str, str]:
+    """The environment in which a program starts with the client in it.
+
+    Args:
+        environ: the environment that it would have otherwise.
+        client: the client library.
+        state_dir: the daemon's directory.
+        host: the program, if it is known; other programs that inherit the environment are then left alone.
+    """
+    preload = " ".join(filter(None, [str(client), environ.get("LD_PRELOAD")]))
+    added = {"LD_PRELOAD": preload, "HOTPATCHD_STATE": str(state_dir)}
+    if host is not None:
+        added["HOTPATCHD_HOST"] = os.path.realpath(host)
+    return {**environ, **added}
+
+
+async def client_for(target: str | None, environ: Mapping[str, str], terminal: Terminal) -> Path:
+    """The client library for programs of a target (None: this machine's), built if it has to be.
+
+    Raises:
+        HotpatchdError: it cannot be had.
+    """
+    rustc = shutil.which("rustc", path=environ.get("PATH"))
+    if rustc is None:
+        raise UsageError("rustc is not on PATH", hint="install Rust from https://rustup.rs")
+    triple = target or f"{platform.machine()}-unknown-linux-gnu"
+    with terminal.console.status("Building the client") as status:
+        return await ensure_client(Path(rustc), triple, lambda line: status.update(f"Building the client: {line}"))
+
+
+async def identify(link_line: LinkLine) -> Linker:
+    """Ask the linker of a captured command what it is.
+
+    Raises:
+        HotpatchdError: it cannot be run, or is not known.
+    """
+    env = {**os.environ, **dict(link_line.env), "PATH": os.environ.get("PATH", os.defpath)}
+    finished = await run_process(plan_version_query(link_line), env=env)
+    return identify_linker((finished.stdout + finished.stderr).decode("utf-8", "replace"))
+
+
+class Daemon:
+    """One daemon, for one program.
+
+    Args:
+        options: how to run.
+        workspace: what is built.
+        events: where events go.
+        terminal: what a person sees.
+    """
+
+    def __init__(self, options: Options, workspace: Workspace, events: EventBus, terminal: Terminal) -> None:
+        self.options = options
+        self.workspace = workspace
+        self.state_dir = state_dir_of(workspace)
+        self.events = events
+        self.terminal = terminal
+        self.state = core.State()
+        self.server: PatchServer | None = None
+        self.interrupted = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._last_request = 0
+        self._fat: FatBuild | None = None
+        self._build_id = ""
+        self._builder: ThinBuilder | None = None
+        self._patcher: Patcher | None = None
+        self._full_build: dict[str, str] = {}
+        self._objects: BuildObjects | None = None
+        self._before: BuildObjects | None = None
+        self._ready: dict[int, Ready] = {}
+        self._sent_at: dict[int, float] = {}
+        self._resetting: dict[int, Session] = {}
+        self._instances: dict[str, Session] = {}
+        self._payloads: OrderedDict[str, bytes] = OrderedDict()
+        self._requests: dict[int, asyncio.Future[Mapping[str, object]]] = {}
+        self._watcher: Watcher | None = None
+        self._started = time.time()
+
+    async def serve(self, program: Sequence[str] | None) -> int:
+        """Build, listen, watch, patch: until cancelled, or until the program ends.
+
+        Args:
+            program: arguments of the program to run; None to run none and wait for clients.
+
+        Returns:
+            the program's exit status, 0 without one.
+
+        Raises:
+            HotpatchdError: something without which no edit can be applied does not work.
+        """
+        client = (
+            await client_for(self.options.selection.target, self.options.environ, self.terminal)
+            if program is not None
+            else None
+        )
+        watcher = Watcher(
+            [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
+            excluded=[self.workspace.target_dir, self.workspace.build_dir],
+            times=self.options.times,
+            poll=self.options.poll,
+            notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),
+        )
+        token = secrets.token_hex(32)
+        with StateLock(self.state_dir) as lock:
+            async with self._listening(token) as url, watcher:
+                self._watcher = watcher
+                fat = await self._fat_build(watcher)
+                link_line = _link_line(fat.tip)
+                host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
+                linker = await identify(link_line)
+                lock.publish(url=url, token=token)
+                if program is None or client is None:
+                    work = _for_ever()
+                else:
+                    environ = client_environ(self.options.environ, client, self.state_dir, fat.executable)
+                    work = self._run_program([str(fat.executable), *program], environ)
+                try:
+                    return await _first(work, self._follow_files(fat, link_line, host, linker, watcher, url))
+                finally:
+                    for task in self._running:
+                        task.cancel()
+                    await asyncio.gather(*self._running, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _listening(self, token: str) -> AsyncIterator[str]:
+        self.server = PatchServer(
+            token=token,
+            admit=self._admit,
+            on_event=self._on_client,
+            control=self._control,
+            events=self.events,
+            find_patch=self._payloads.get,
+        )
+        url = await self.server.start(*self.options.listen)
+        try:
+            yield url
+        finally:
+            await self.server.close()
+
+    async def _fat_build(self, watcher: Watcher) -> FatBuild:
+        """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
+        while True:
+            fat = await fat_build(
+                self.options.selection,
+                self.workspace,
+                self.state_dir,
+                cwd=self.options.cwd,
+                environ=self.options.environ,
+            )
+            for problem in fat.problems:
+                self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
+                _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
+            build_time = {file for capture in fat.build_time for file in _captured_files(capture)}
+            self._full_build = dict.fromkeys(build_time, "code that runs while building") | dict(fat.full_build)
+            inputs = {file for capture in fat.captures for file in _captured_files(capture)} | self._full_build.keys()
+            batch = await watcher.rescan()
+            if batch is None or inputs.isdisjoint(map(str, batch.files)):
+                break
+            self.terminal.say("Rebuilding", "sources changed while the program was built")
+        self._fat = fat
+        self._build_id = build_id_of(fat.executable)
+        await watcher.include(Path(file) for file in inputs)
+        return fat
+
+    async def _follow_files(
+        self, fat: FatBuild, link_line: LinkLine, host: HostIndex, linker: Linker, watcher: Watcher, url: str
+    ) -> int:
+        """Make the baseline, and then every settled batch of files an event; never returns."""
+        started = time.perf_counter()
+        crates = plan_thin_crates(
+            fat.captures, thin_dir=str(self.state_dir / "thin"), ansi=self.terminal.console.is_terminal
+        )
+        self._builder = builder = ThinBuilder(crates)
+        result = await builder.build(frozenset(crate.name for crate in crates))
+        if result.objects is None:
+            raise BuildError(
+                "the program's source does not compile with the arguments of a thin rebuild",
+                output="\n".join(result.diagnostics),
+            )
+        batch = await watcher.rescan()
+        inputs = builder.inputs(self._full_build)
+        for file in map(str, batch.files if batch else ()):
+            if file in inputs.crates_of:
+                # Whether rustc read the old text or the new cannot be told any more.
+                self._full_build[file] = "file was edited before the first objects were ready; it"
+        archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
+        await asyncio.to_thread(archive_set.warm)
+        self._objects = self._before = result.objects
+        self._patcher = Patcher(
+            host=host,
+            archives=archive_set,
+            link_line=link_line,
+            linker=linker,
+            crate_names=frozenset(crate.capture.crate_name for crate in crates),
+            baseline=result.objects,
+            optimised=any(opt_level_of(capture) != "0" for capture in fat.captures),
+            state_dir=self.state_dir,
+        )
+        result.objects.forget_units()
+        names = ", ".join(crate.name for crate in crates)
+        self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
+        self._publish(DaemonReady(url=url, pid=os.getpid()))
+        self._dispatch(core.BaselineReady(inputs=builder.inputs(self._full_build)))
+        if batch:
+            self._take_batch(batch)
+        async for settled in watcher.batches():
+            self._take_batch(settled)
+        return 0
+
+    def _take_batch(self, batch: Batch) -> None:
+        files = tuple(map(str, batch.files))
+        self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
+
+    async def _run_program(self, argv: Sequence[str], environ: Mapping[str, str]) -> int:
+        """Run the program to its end, in the terminal's foreground; ends it when cancelled."""
+        process = await asyncio.create_subprocess_exec(*argv, cwd=self.options.cwd, env=environ)
+        self.terminal.say("Running", f"{argv[0]} (process {process.pid})")
+        try:
+            status = await process.wait()
+        except asyncio.CancelledError:
+            await self._end_program(process)
+            raise
+        if status < 0:
+            self.terminal.say("Ended", f"by {signal.Signals(-status).name}", "bold red")
+            return 128 - status
+        return status
+
+    async def _end_program(self, process: asyncio.subprocess.Process) -> None:
+        # Ctrl-C reached the program as well, which may be saving its state.
+        for number in ((None,) if self.interrupted else ()) + (signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(number)
+            try:
+                async with asyncio.timeout(GRACE_S):
+                    await process.wait()
+                    return
+            except TimeoutError:
+                continue
+
+    def _dispatch(self, event: core.StepEvent) -> None:
+        self.state, commands = core.step(self.state, event)
+        for session in self.state.sessions.values():
+            self._instances[session.hello.instance] = session
+        for command in commands:
+            self._carry_out(command)
+
+    def _carry_out(self, command: core.Command) -> None:
+        assert self.server is not None
+        match command:
+            case core.Emit():
+                self._publish(command.event)
+            case core.Rebuild():
+                self._spawn(self._rebuild(command.crates))
+            case core.Prepare():
+                self._spawn(self._prepare(command.session, command.edit))
+            case core.Send():
+                ready = self._ready.pop(command.client)
+                assert ready.patch is not None
+                self._payloads[ready.patch.patch] = ready.payload
+                while len(self._payloads) > KEPT_PAYLOADS:
+                    self._payloads.popitem(last=False)
+                self._sent_at[command.client] = time.perf_counter()
+                self.server.send_patch(command.client, ready.patch, ready.payload)
+            case core.SendUndo():
+                self._sent_at[command.client] = time.perf_counter()
+                self.server.send_undo(command.client, command.to)
+            case core.Reply():
+                asked = self._requests.pop(command.request)
+                if asked.cancelled():
+                    return
+                if command.error:
+                    asked.set_exception(UsageError(command.error))
+                else:
+                    asked.set_result(command.result)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _publish(self, event: Event) -> None:
+        self.events.publish(event)
+        self.terminal.show(event)
+        if isinstance(event, EditVerdict):
+            record = to_record(event, time.time())
+            _log.info(logs.EDIT_JUDGED, **{key: value for key, value in record.items() if key not in ("event", "ts")})
+        elif isinstance(event, RebuildFailed):
+            _log.warning(logs.REBUILD_FAILED, edit=event.edit, diagnostics=event.diagnostics)
+
+    async def _rebuild(self, crates: frozenset[str]) -> None:
+        assert self._builder is not None
+        assert self._watcher is not None
+        try:
+            result = await self._builder.build(crates)
+        except Exception as error:
+            _log.exception(logs.REBUILD_FAILED)
+            failed = core.Rebuilt(
+                crates=tuple(sorted(crates)),
+                failed=crates,
+                diagnostics=(_told(error),),
+                compile_ms=0.0,
+                inputs=self.state.inputs,
+            )
+            self._dispatch(failed)
+            return
+        if result.objects is not None:
+            self._before, self._objects = self._objects, result.objects
+        inputs = self._builder.inputs(self._full_build)
+        self._dispatch(
+            core.Rebuilt(
+                crates=result.crates,
+                failed=result.failed,
+                diagnostics=result.diagnostics,
+                compile_ms=result.compile_ms,
+                inputs=inputs,
+            )
+        )
+        await self._watcher.include(Path(file) for file in inputs.crates_of)
+
+    async def _prepare(self, session: Session, edit: int) -> None:
+        assert self._patcher is not None
+        assert self._objects is not None
+        assert self._before is not None
+        try:
+            ready = await self._patcher.prepare(session, edit, self._objects, self._before)
+        except Exception as error:
+            _log.exception(logs.PATCH_FAILED)
+            refusal = Refusal(symbol=None, reason="internal", detail=_told(error))
+            ready = Ready(prepared=core.Prepared(client=session.client, refusals=(refusal,), failed=True))
+        self._ready[session.client] = ready
+        self._dispatch(ready.prepared)
+
+    def _admit(self, hello: Hello) -> Rejection | None:
+        if hello.build_id == self._build_id:
+            return None
+        expected = self._fat.executable if self._fat else "the program, which is being built"
+        detail = f"{hello.exe} (process {hello.pid}) is not the build that is watched, which is {expected}"
+        self.terminal.say("Ignored", f"{detail}; start that one instead", "bold yellow")
+        return Rejection(reason="build_id", detail=detail, retry=self._fat is None)
+
+    def _on_client(self, event: ClientEvent) -> None:
+        match event:
+            case ClientHello():
+                self._welcome(event.client, event.hello)
+            case ClientAnswer() if event.client in self._resetting:
+                fresh = self._resetting.pop(event.client)
+                if isinstance(event.answer, Applied):
+                    self._dispatch(core.Joined(session=fresh))
+            case ClientAnswer():
+                since_ms = (time.perf_counter() - self._sent_at.get(event.client, 0.0)) * 1000
+                self._dispatch(
+                    core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
+                )
+            case ClientLost():
+                self._resetting.pop(event.client, None)
+                self._ready.pop(event.client, None)
+                self._dispatch(core.Left(client=event.client))
+
+    def _welcome(self, client: int, hello: Hello) -> None:
+        """A client that returns goes on where it was; one whose patches are not known here starts from its own code."""
+        assert self.server is not None
+        known = self._instances.get(hello.instance)
+        if known and hello.patches == tuple(applied.patch for applied in known.history):
+            self._dispatch(core.Joined(session=replace(known, client=client, hello=hello, next_addr=hello.region.next)))
+            return
+        session = Session(client=client, hello=hello, next_addr=hello.region.next)
+        if hello.patches:
+            self._resetting[client] = session
+            self.server.send_undo(client, None)
+        else:
+            self._dispatch(core.Joined(session=session))
+
+    async def _control(self, command: wire.ControlCommand) -> object:
+        match command:
+            case wire.StatusRequest():
+                return self._status()
+            case wire.ClientsRequest():
+                return [self._client_row(session) for session in self.state.sessions.values()]
+            case wire.TriggerRequest():
+                return await self._trigger([Path(file) for file in command.files])
+            case wire.UndoRequest():
+                return await self._undo(command.count)
+            case _:
+                raise UsageError(f"the daemon does not know the command {type(command).__name__}")
+
+    def _status(self) -> dict[str, object]:
+        verdicts = [record for record in self.events.recent if record["event"] == EditVerdict.event]
+        return {
+            "pid": os.getpid(),
+            "since": self._started,
+            "workspace": str(self.workspace.root),
+            "program": str(self._fat.executable) if self._fat else None,
+            "build_id": self._build_id,
+            "phase": self.state.phase,
+            "edit": self.state.edit,
+            "crates": [crate.name for crate in self._builder.crates] if self._builder else [],
+            "clients": len(self.state.sessions),
+            "edits": verdicts,
+        }
+
+    def _client_row(self, session: Session) -> dict[str, object]:
+        hello = session.hello
+        return {
+            "client": session.client,
+            "pid": hello.pid,
+            "exe": hello.exe,
+            "target": hello.target,
+            "patches": len(session.history),
+            "region_used": session.next_addr - hello.region.addr,
+            "region_size": hello.region.size,
+        }
+
+    async def _trigger(self, files: Sequence[Path]) -> dict[str, int | None]:
+        assert self._watcher is not None
+        batch = await self._watcher.rescan(files)
+        before = self.state.edit
+        if batch:
+            self._take_batch(batch)
+        if self.state.edit > before:
+            return {"edit": self.state.edit}
+        return {"edit": before + 1 if batch and self.state.pending else None}
+
+    async def _undo(self, count: int) -> Mapping[str, object]:
+        self._last_request += 1
+        asked: asyncio.Future[Mapping[str, object]] = asyncio.get_running_loop().create_future()
+        self._requests[self._last_request] = asked
+        self._dispatch(core.UndoAsked(count=count, request=self._last_request))
+        return await asked
+
+
+async def _for_ever() -> int:
+    await asyncio.Event().wait()
+    return 0
+
+
+async def _first(*works: Coroutine[Any, Any, int]) -> int:
+    """Run all until one ends; the others are cancelled, and its result is the result."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(iter(done)).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _link_line(tip: Capture) -> LinkLine:
+    if tip.link_line is None:
+        raise BuildError(f"the capture of {tip.crate_name} has no linker command", hint="build it again")
+    return parse_link_line(tip.link_line)
+
+
+def _captured_files(capture: Capture) -> tuple[str, ...]:
+    """The files that a captured compile read, absolute."""
+    if capture.dep_info is None:
+        return ()
+    try:
+        files = parse_dep_info(Path(capture.cwd, capture.dep_info).read_text("utf-8", "surrogateescape")).files
+    except (OSError, CaptureError):
+        return ()
+    return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
+
+
+def _told(error: Exception) -> str:
+    """An error as a person is told of it."""
+    if isinstance(error, BuildError) and error.output:
+        return f"{error}\n{error.output}"
+    return str(error) if isinstance(error, HotpatchdError) else repr(error)

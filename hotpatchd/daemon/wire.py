@@ -1,0 +1,264 @@
+"""The codec of `docs/wire.md`: what the messages of clients and commands look like as JSON.
+
+Nothing else knows these shapes. The rest of the daemon uses the dataclasses of `hotpatchd.core.client`;
+`inward` and `patch_message` translate.
+"""
+
+import hashlib
+import hmac
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+from msgspec.json import Decoder
+
+from hotpatchd.core import client as core
+from hotpatchd.core.errors import WireError
+
+Address = Annotated[int, Meta(ge=0, lt=2**53)]
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
+Hex32 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+Hex64 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Name = Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+def _tag(name: str) -> str:
+    return name.removesuffix("Message").removesuffix("Request").lower()
+
+
+class Message(Struct, kw_only=True, tag_field="type", tag=_tag):
+    """One text frame; `seq` counts the sender's messages on this connection, from 1."""
+
+    seq: Count
+
+
+class ChallengeMessage(Message):
+    """The daemon's first message."""
+
+    nonce: Hex64
+    protocol: int = core.PROTOCOL
+
+
+class WelcomeMessage(Message):
+    """The daemon knows the token too, and calls the client by this number."""
+
+    proof: Hex64
+    client: int
+
+
+class RejectMessage(Message):
+    """The daemon turns a client away."""
+
+    reason: core.RejectReason
+    detail: str
+    retry: bool
+
+
+class DetourShape(Struct, kw_only=True):
+    """A detour: `from` is a Python keyword."""
+
+    from_addr: Address = field(name="from")
+    to_addr: Address = field(name="to")
+    size: Count
+
+
+class PatchMessage(Message):
+    """A patch, whose bytes are the binary frame after this one."""
+
+    patch: Hex64
+    edit: int
+    build_id: str
+    size: Count
+    segments: tuple[core.Segment, ...]
+    imports: tuple[core.Import, ...]
+    eh_frame: core.EhFrame | None
+    detours: tuple[DetourShape, ...]
+    elf: str | None
+
+
+class UndoMessage(Message):
+    """Take back every patch after `to`, or all."""
+
+    to: Hex64 | None
+
+
+class RegionShape(Struct, kw_only=True):
+    """Address space reserved for patches."""
+
+    addr: Address
+    size: Count
+    slot_size: Annotated[int, Meta(gt=0, lt=2**53)]
+    next: Address
+
+
+class HelloMessage(Message):
+    """A client's first message."""
+
+    protocol: Literal[1]
+    proof: Hex64
+    nonce: Hex64
+    instance: Hex32
+    build_id: Name
+    pid: Count
+    exe: Name
+    target: Name
+    slide: Address
+    region: RegionShape
+    page_size: Annotated[int, Meta(gt=0, lt=2**53)]
+    patches: tuple[Hex64, ...]
+
+
+class OnStackShape(Struct, kw_only=True):
+    """Threads inside an old body: `from` is a Python keyword."""
+
+    from_addr: Address = field(name="from")
+    threads: tuple[str, ...]
+
+
+class AppliedMessage(Message):
+    """A client did what the daemon's message `answers` asked for."""
+
+    answers: Count
+    next: Address
+    threads: Count
+    timings_us: dict[str, float]
+    on_stack: tuple[OnStackShape, ...]
+
+
+class RefusedMessage(Message):
+    """A client did not do what the daemon's message `answers` asked for."""
+
+    answers: Count
+    reason: core.RefuseReason
+    detail: str
+    symbol: str | None = None
+
+
+ClientMessage = HelloMessage | AppliedMessage | RefusedMessage
+
+
+class ControlRequest(Struct, kw_only=True, tag_field="command", tag=_tag):
+    """A command for the running daemon; its answer carries the same `id`."""
+
+    id: int
+
+
+class StatusRequest(ControlRequest):
+    """What the daemon is doing."""
+
+
+class ClientsRequest(ControlRequest):
+    """Who is connected."""
+
+
+class TriggerRequest(ControlRequest):
+    """Look at these files now, or at everything."""
+
+    files: tuple[str, ...] = ()
+
+
+class UndoRequest(ControlRequest):
+    """Take back the last `count` patches."""
+
+    count: Annotated[int, Meta(ge=1)] = 1
+
+
+class EventsRequest(ControlRequest):
+    """Send every event from now on."""
+
+
+ControlCommand = StatusRequest | ClientsRequest | TriggerRequest | UndoRequest | EventsRequest
+
+
+class _HelloVersion(Struct, tag_field="type", tag="hello"):
+    protocol: int
+
+
+class _ControlId(Struct):
+    id: int
+
+
+_T = TypeVar("_T")
+
+_FROM_CLIENT: Decoder[ClientMessage] = Decoder(ClientMessage)
+_HELLO_VERSION = Decoder(_HelloVersion)
+_CONTROL: Decoder[ControlCommand] = Decoder(ControlCommand)
+_CONTROL_ID = Decoder(_ControlId)
+
+
+def encode(message: object) -> str:
+    """The text frame of a message of this module, or of an answer of plain JSON values."""
+    return msgspec.json.encode(message).decode()
+
+
+def decode_from_client(text: str) -> ClientMessage:
+    """Read a client's text frame.
+
+    Raises:
+        WireError: it is not a message of this protocol; says which field is wrong.
+    """
+    return _decode(text, _FROM_CLIENT)
+
+
+def decode_protocol(text: str) -> int:
+    """The protocol version of a hello, which may be one whose other fields mean nothing here.
+
+    Raises:
+        WireError: it is not a hello.
+    """
+    return _decode(text, _HELLO_VERSION).protocol
+
+
+def decode_control(text: str) -> ControlCommand:
+    """Read a command.
+
+    Raises:
+        WireError: unknown command, or wrong arguments.
+    """
+    return _decode(text, _CONTROL)
+
+
+def decode_control_id(text: str) -> int:
+    """The `id` of a command that may be wrong otherwise.
+
+    Raises:
+        WireError: it has none.
+    """
+    return _decode(text, _CONTROL_ID).id
+
+
+def inward(message: Struct, into: type[_T]) -> _T:
+    """The dataclass of `hotpatchd.core.client` with the content of a decoded message."""
+    return _convert(message, into)
+
+
+def patch_message(seq: int, patch: core.Patch) -> PatchMessage:
+    """The message that announces a patch and its bytes."""
+    return PatchMessage(
+        seq=seq,
+        patch=patch.patch,
+        edit=patch.edit,
+        build_id=patch.build_id,
+        size=patch.size,
+        segments=patch.segments,
+        imports=patch.imports,
+        eh_frame=patch.eh_frame,
+        detours=tuple(_convert(detour, DetourShape) for detour in patch.detours),
+        elf=patch.elf,
+    )
+
+
+def proof(token: str, side: Literal["client", "daemon"], nonce: str) -> str:
+    """What shows that `side` knows the token, to whoever drew `nonce`."""
+    return hmac.new(token.encode(), f"{side}:{nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+def _convert(source: object, into: type[_T]) -> _T:
+    return msgspec.convert(source, into, from_attributes=True)
+
+
+def _decode(text: str, decoder: Decoder[_T]) -> _T:
+    try:
+        return decoder.decode(text)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise WireError(f"not a message of this protocol: {error}") from error

@@ -1,0 +1,120 @@
+"""The objects of one build, opened when somebody looks at them.
+
+rustc hard-links the objects of codegen units that it did not compile again, so an unchanged object is the same inode: most
+of a build is never read.
+"""
+
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.core.unit import Fingerprint
+from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.elf import RelocatableObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectFile:
+    """One object on disk.
+
+    Args:
+        path: where it is.
+        identity: inode, size and time of last change (ns): two files with the same identity are the same.
+    """
+
+    path: Path
+    identity: tuple[int, int, int]
+
+
+def object_file(path: Path) -> ObjectFile:
+    """Describe an object on disk."""
+    stat = path.stat()
+    return ObjectFile(path=path, identity=(stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+def open_object(name: str, path: Path) -> CodeUnit:
+    """Map an object into memory.
+
+    Raises:
+        ObjectError: it cannot be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ObjectError(f"cannot read the object {path}: {error}") from error
+    return CodeUnit(RelocatableObject(data, os.fspath(path)), name, from_archive=False)
+
+
+class BuildObjects:
+    """All objects of one state of the source.
+
+    Args:
+        files: unit name (`<crate>/<cgu>`) → object.
+        earlier: the objects of the build before; what is the same as there is not read again.
+    """
+
+    def __init__(self, files: Mapping[str, ObjectFile], earlier: "BuildObjects | None" = None) -> None:
+        self.files = files
+        self._units: dict[str, CodeUnit] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._definers: dict[str, str] = {}
+        if earlier is not None:
+            self._take_over(earlier)
+        for name in files:
+            if name not in self._names:
+                self._names[name] = tuple(self.unit(name).exports)
+        for name, exports in self._names.items():
+            self._definers.update(dict.fromkeys(exports, name))
+
+    def _take_over(self, earlier: "BuildObjects") -> None:
+        for name in self.files.keys() & earlier.files.keys():
+            if self.files[name].identity == earlier.files[name].identity:
+                self._names[name] = earlier._names[name]
+                if name in earlier._units:
+                    self._units[name] = earlier._units[name]
+
+    def forget_units(self) -> None:
+        """Close the objects; they are opened again when somebody looks at them."""
+        self._units.clear()
+
+    def unit(self, name: str) -> CodeUnit:
+        """An object by its unit name."""
+        known = self._units.get(name)
+        if known is None:
+            known = self._units[name] = open_object(name, self.files[name].path)
+        return known
+
+    def changed_since(self, earlier: "BuildObjects") -> Iterator[CodeUnit]:
+        """The objects that are not the same files as in another build."""
+        for name, file in self.files.items():
+            before = earlier.files.get(name)
+            if before is None or before.identity != file.identity:
+                yield self.unit(name)
+
+    def units_defining(self, symbols: Iterable[str]) -> Iterator[CodeUnit]:
+        """The objects that define any of these symbols."""
+        for name in {self._definers[symbol] for symbol in symbols if symbol in self._definers}:
+            yield self.unit(name)
+
+    def get(self, symbol: str) -> CodeUnit | None:
+        """The object that defines a symbol."""
+        name = self._definers.get(symbol)
+        return self.unit(name) if name is not None else None
+
+    def fingerprint(self, symbol: str) -> Fingerprint | None:
+        """The fingerprint of a function or static of this build."""
+        unit = self.get(symbol)
+        return unit.fingerprint(unit.exports[symbol].section) if unit else None
+
+    def state_names(self) -> frozenset[str]:
+        """All statics and thread-locals that the objects define."""
+        return frozenset(
+            symbol
+            for name in self.files
+            for symbol, definition in self.unit(name).exports.items()
+            if definition.kind in ("data", "tls")
+        )

@@ -1,0 +1,156 @@
+"""The client built once, the programs that it is preloaded into, and the daemon that the tests play."""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hotpatchd.daemon.client_build import ensure_client
+from tests.client.fake_daemon import WAIT_S, FakeDaemon, Peer
+from tests.client.images import Image, build_image
+
+TARGET = "x86_64-unknown-linux-gnu"
+_PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(scope="session")
+def toolchain_rustc() -> Path:
+    """The compiler that `rustc` on the path stands for."""
+    sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout
+    return Path(sysroot.strip()) / "bin" / "rustc"
+
+
+@pytest.fixture(scope="session")
+def client_library(pytestconfig: pytest.Config, toolchain_rustc: Path) -> Path:
+    """The client, in a cache that outlives the run."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CACHE_HOME", str(pytestconfig.cache.mkdir("client") if pytestconfig.cache else ""))
+        return asyncio.run(ensure_client(toolchain_rustc, TARGET, print))
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The programs by name."""
+    out = tmp_path_factory.mktemp("programs")
+    commands = {
+        "host": ["gcc", "-g", "-O1", "-pthread", "host.c"],
+        "fixed": ["gcc", "-g", "-O1", "-pthread", "-no-pie", "host.c"],
+        "nameless": ["gcc", "-g", "-O1", "-pthread", "-Wl,--build-id=none", "host.c"],
+        "rust": ["rustc", "--edition=2021", "-Cdebuginfo=1", "host.rs"],
+        "linger": ["gcc", "linger.c"],
+    }
+    for name, command in commands.items():
+        subprocess.run([*command, "-o", str(out / name)], cwd=_PROGRAMS, check=True, capture_output=True)
+    return {name: out / name for name in commands}
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Look again and again, for a bounded time, until `condition` holds."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Program:
+    """A running program that answers commands."""
+
+    def __init__(self, process: asyncio.subprocess.Process, path: Path) -> None:
+        self.process = process
+        self.path = path
+        self.pid = process.pid
+
+    async def ask(self, command: str) -> str:
+        """The line with which the program answers."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command.encode() + b"\n")
+        return (await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)).decode().strip()
+
+    async def ask_lines(self, command: str) -> list[str]:
+        """The lines with which the program answers, up to `.`."""
+        assert self.process.stdout is not None
+        lines = [await self.ask(command)]
+        while lines[-1] != ".":
+            lines.append((await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)).decode().rstrip())
+        return lines[:-1]
+
+    def tasks(self, name: str) -> list[Path]:
+        """The threads of that name, as directories in /proc."""
+        tasks = Path(f"/proc/{self.pid}/task").iterdir()
+        return [task for task in tasks if (task / "comm").read_text().strip() == name]
+
+
+class Stage:
+    """Where a test plays: state directory, programs with the client preloaded, patches."""
+
+    def __init__(self, state: Path, work: Path, library: Path, programs: dict[str, Path]) -> None:
+        self.state = state
+        self.library = library
+        self.programs = programs
+        self._work = work
+        self._images = 0
+
+    def environment(self, path: Path) -> dict[str, str]:
+        """The environment of a program that is to be patched."""
+        client = {"HOTPATCHD_STATE": str(self.state), "HOTPATCHD_HOST": str(path), "LD_PRELOAD": str(self.library)}
+        return {**os.environ, **client}
+
+    @contextlib.asynccontextmanager
+    async def running(self, name: str, *args: str, **environment: str) -> AsyncIterator[Program]:
+        """Run a program; it ends with the block, and must not have ended before, nor printed errors."""
+        path = self.programs[name]
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *args,
+            env={**self.environment(path), **environment},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            yield Program(process, path)
+            assert process.returncode is None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            _, errors = await process.communicate()
+        assert errors == b""
+
+    @contextlib.asynccontextmanager
+    async def patching(self, name: str, *args: str) -> AsyncIterator[tuple[Program, Peer]]:
+        """Run a program whose client has been welcomed."""
+        async with FakeDaemon.listening(self.state) as daemon, self.running(name, *args) as program:
+            yield program, await daemon.welcome()
+
+    def image(
+        self, source: str, hello: dict[str, Any], program: Program, *, next_addr: int = 0, **detours: str
+    ) -> Image:
+        """A patch for a running program, made of C source."""
+        self._images += 1
+        work = self._work / str(self._images)
+        work.mkdir()
+        return build_image(source, hello=hello, host=program.path, detours=detours, work=work, next_addr=next_addr)
+
+    async def wait_for_syscall(self, program: Program, thread: str, syscall: str) -> None:
+        """Wait until a thread of the program sits in a system call."""
+        number = {"read": "0", "pause": "34"}[syscall]
+        await wait_until(
+            lambda: any((task / "syscall").read_text().split()[0] == number for task in program.tasks(thread))
+        )
+
+    async def wait_for_end(self, program: Program, thread: str) -> None:
+        """Wait until the program has no such thread any more."""
+        await wait_until(lambda: not program.tasks(thread))
+
+
+@pytest.fixture
+def stage(tmp_path: Path, client_library: Path, programs: dict[str, Path]) -> Stage:
+    """A state directory without a daemon, and programs."""
+    for name in ("state", "work"):
+        (tmp_path / name).mkdir()
+    return Stage(tmp_path / "state", tmp_path / "work", client_library, programs)

@@ -1,0 +1,106 @@
+"""The daemon's side of the wire, one step at a time."""
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+from websockets.asyncio.server import ServerConnection, serve
+
+WAIT_S = 20
+
+
+def proof(token: str, side: str, nonce: str) -> str:
+    """What shows that `side` knows the token."""
+    return hmac.new(token.encode(), f"{side}:{nonce}".encode(), hashlib.sha256).hexdigest()
+
+
+class Peer:
+    """One connection from a client."""
+
+    def __init__(self, socket: ServerConnection) -> None:
+        self.socket = socket
+        self.nonce = secrets.token_hex(32)
+        self.hello: dict[str, Any] = {}
+        self.sent = 0
+
+    async def send(self, **message: Any) -> int:
+        """Send a message under the next number, which is returned."""
+        self.sent += 1
+        await self.socket.send(json.dumps({"seq": self.sent, **message}))
+        return self.sent
+
+    async def receive(self) -> dict[str, Any]:
+        """The client's next message."""
+        message: dict[str, Any] = json.loads(await asyncio.wait_for(self.socket.recv(), WAIT_S))
+        return message
+
+    async def challenge(self) -> None:
+        """Open up to the client's hello."""
+        await self.send(type="challenge", protocol=1, nonce=self.nonce)
+        self.hello = await self.receive()
+
+    async def apply(self, message: dict[str, Any], content: bytes) -> dict[str, Any]:
+        """Send a patch; the client's answer to it."""
+        seq = await self.send(**message)
+        await self.socket.send(content)
+        answer = await self.receive()
+        assert answer["answers"] == seq
+        return answer
+
+    async def undo(self, to: str | None) -> dict[str, Any]:
+        """Take back what came after `to`; the client's answer."""
+        await self.send(type="undo", to=to)
+        return await self.receive()
+
+    async def close_code(self) -> int | None:
+        """The code with which the client closes."""
+        await asyncio.wait_for(self.socket.wait_closed(), WAIT_S)
+        return self.socket.close_code
+
+
+class FakeDaemon:
+    """Listens as `state`'s `daemon.json` says."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.token = secrets.token_hex(32)
+        self.arrivals: asyncio.Queue[Peer] = asyncio.Queue()
+        self.handshakes: list[dict[str, str]] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def listening(cls, state: Path) -> AsyncIterator[Self]:
+        """Listen on a free port and say so in the state directory."""
+        daemon = cls(state)
+
+        async def attend(socket: ServerConnection) -> None:
+            assert socket.request is not None
+            daemon.handshakes.append(dict(socket.request.headers.raw_items()) | {":path": socket.request.path})
+            await daemon.arrivals.put(Peer(socket))
+            await socket.wait_closed()
+
+        async with serve(attend, "127.0.0.1", 0, compression=None, max_size=1 << 20) as server:
+            port = server.sockets[0].getsockname()[1]
+            url = f"ws://127.0.0.1:{port}/hotpatch/1"
+            content = {"schema": 1, "url": url, "token": daemon.token, "pid": 1}
+            partial = state / "daemon.json.partial"
+            partial.write_text(json.dumps(content))
+            partial.rename(state / "daemon.json")
+            yield daemon
+
+    async def arrival(self) -> Peer:
+        """The next client that connects."""
+        return await asyncio.wait_for(self.arrivals.get(), WAIT_S)
+
+    async def welcome(self) -> Peer:
+        """The next client, opened up to its welcome."""
+        peer = await self.arrival()
+        await peer.challenge()
+        await peer.send(type="welcome", proof=proof(self.token, "daemon", peer.hello["nonce"]), client=1)
+        return peer

@@ -1,0 +1,132 @@
+"""Patches made by hand: a C source, compiled and linked at the place that a client named."""
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+
+_PAGE = 4096
+_TERMINATOR = '.section .eh_frame,"a",@progbits\n.long 0\n.section .note.GNU-stack,"",@progbits\n'
+_PROTECTIONS = {4: "r", 5: "rx", 6: "rw"}
+
+
+class Symbol(NamedTuple):
+    """Link-time address and size."""
+
+    addr: int
+    size: int
+
+
+def read_symbols(path: Path) -> dict[str, Symbol]:
+    """All named symbols of an ELF file that have an address."""
+    with path.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        return {s.name: Symbol(s["st_value"], s["st_size"]) for s in table.iter_symbols() if s.name and s["st_value"]}
+
+
+class Image:
+    """A linked patch: the message that announces it, and its bytes."""
+
+    def __init__(self, message: dict[str, Any], content: bytes) -> None:
+        self.message = message
+        self.content = content
+
+    @property
+    def id(self) -> str:
+        """The patch's id."""
+        patch: str = self.message["patch"]
+        return patch
+
+    def with_changes(self, **changes: Any) -> "Image":
+        """The same patch under a message in which some fields differ."""
+        return Image({**self.message, **changes}, self.content)
+
+    def edited(self, offset: int, replacement: bytes) -> "Image":
+        """The same message for other bytes, whose hash it names."""
+        content = self.content[:offset] + replacement + self.content[offset + len(replacement) :]
+        return Image({**self.message, "patch": hashlib.sha256(content).hexdigest()}, content)
+
+
+def build_image(
+    source: str, *, hello: Mapping[str, Any], host: Path, detours: Mapping[str, str], work: Path, next_addr: int = 0
+) -> Image:
+    """Compile and link `source` for the client that said `hello`.
+
+    Host symbols that the source leaves undefined are linked to the running program. A variable `import_NAME` becomes the slot of
+    the import `NAME`.
+
+    Args:
+        source: C.
+        hello: the client's hello; the patch goes to `next_addr`, or else where it says.
+        host: the program's file.
+        detours: names of functions of the host, and of those in the source that replace them.
+        work: directory for the files; `patched.c` and `patched.elf` are kept for debuggers.
+        next_addr: where the patch goes.
+    """
+    slide: int = hello["slide"]
+    symbols = read_symbols(host)
+    (work / "patched.c").write_text(source)
+    (work / "end.s").write_text(_TERMINATOR)
+    for name in ("patched.c", "end.s"):
+        flags = ("-g", "-O1", "-fPIE", "-fno-stack-protector", "-fcf-protection=none", "-fexceptions")
+        subprocess.run(["gcc", "-c", *flags, name, "-o", f"{name}.o"], cwd=work, check=True)
+    wanted = _undefined(work / "patched.c.o")
+    subprocess.run(
+        ["ld", "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096", "-z", "separate-code", "-e", "0"]
+        + ["--no-warn-rwx-segments", f"-Ttext-segment={next_addr or hello['region']['next']:#x}"]
+        + [f"--defsym={name}={symbols[name].addr + slide:#x}" for name in wanted]
+        + ["-o", "patched.elf", "patched.c.o", "end.s.o"],
+        cwd=work,
+        check=True,
+    )
+    linked = read_symbols(work / "patched.elf")
+    content = b""
+    segments = []
+    with (work / "patched.elf").open("rb") as file:
+        elf = ELFFile(file)
+        for segment in elf.iter_segments("PT_LOAD"):
+            before = segment["p_vaddr"] % _PAGE
+            segments.append(
+                {
+                    "addr": segment["p_vaddr"] - before,
+                    "mem_size": segment["p_memsz"] + before,
+                    "offset": len(content),
+                    "file_size": segment["p_filesz"] + before,
+                    "prot": _PROTECTIONS[segment["p_flags"]],
+                }
+            )
+            content += bytes(before) + segment.data()
+        eh_frame = elf.get_section_by_name(".eh_frame")
+        frames = {"addr": eh_frame["sh_addr"], "size": eh_frame["sh_size"]}
+    message = {
+        "type": "patch",
+        "patch": hashlib.sha256(content).hexdigest(),
+        "edit": 1,
+        "build_id": hello["build_id"],
+        "size": len(content),
+        "segments": segments,
+        "imports": [
+            {"name": name.removeprefix("import_"), "slot": symbol.addr}
+            for name, symbol in linked.items()
+            if name.startswith("import_")
+        ],
+        "eh_frame": frames,
+        "detours": [
+            {"from": symbols[old].addr + slide, "to": linked[new].addr, "size": symbols[old].size}
+            for old, new in detours.items()
+        ],
+        "elf": str(work / "patched.elf"),
+    }
+    return Image(message, content)
+
+
+def _undefined(path: Path) -> list[str]:
+    with path.open("rb") as file:
+        table = ELFFile(file).get_section_by_name(".symtab")
+        assert isinstance(table, SymbolTableSection)
+        return [s.name for s in table.iter_symbols() if s.name and s["st_shndx"] == "SHN_UNDEF" and s.name[0] != "_"]

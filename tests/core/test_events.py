@@ -1,0 +1,90 @@
+"""The JSON shape of events is a promise."""
+
+import json
+
+import pytest
+
+from hotpatchd.core.events import (
+    ClientConnected,
+    ClientLost,
+    DaemonReady,
+    EditSettled,
+    EditVerdict,
+    Event,
+    Functions,
+    Note,
+    PatchSent,
+    RebuildFailed,
+    RebuildFinished,
+    Refusal,
+    Timings,
+    Verdict,
+    to_record,
+)
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        (DaemonReady(url="ws://h", pid=1), '{"event": "daemon.ready", "ts": 1.5, "url": "ws://h", "pid": 1}'),
+        (
+            ClientConnected(client=1, pid=2, target="t"),
+            '{"event": "client.connected", "ts": 1.5, "client": 1, "pid": 2, "target": "t"}',
+        ),
+        (
+            ClientLost(client=1, pid=2, target="t"),
+            '{"event": "client.lost", "ts": 1.5, "client": 1, "pid": 2, "target": "t"}',
+        ),
+        (
+            EditSettled(edit=1, files=("a",)),
+            '{"event": "edit.settled", "ts": 1.5, "edit": 1, "files": ["a"]}',
+        ),
+        (
+            RebuildFinished(edit=1, crates=("c",), diagnostics=()),
+            '{"event": "rebuild.finished", "ts": 1.5, "edit": 1, "crates": ["c"], "diagnostics": []}',
+        ),
+        (
+            RebuildFailed(edit=1, crates=("c",), diagnostics=("error",)),
+            '{"event": "rebuild.failed", "ts": 1.5, "edit": 1, "crates": ["c"], "diagnostics": ["error"]}',
+        ),
+        (
+            PatchSent(edit=1, client=2, kind="image", bytes=3),
+            '{"event": "patch.sent", "ts": 1.5, "edit": 1, "client": 2, "kind": "image", "bytes": 3}',
+        ),
+    ],
+    ids=lambda value: value.event if not isinstance(value, str) else "",
+)
+def test_event_has_its_documented_name_and_fields(event: Event, text: str) -> None:
+    """Names, fields and their order are those of the table of events."""
+    assert json.dumps(to_record(event, 1.5)) == text
+
+
+def test_verdict_is_one_flat_record() -> None:
+    """The fields of a verdict stand beside `edit`, its parts under names of their own."""
+    verdict = Verdict(
+        verdict="applied",
+        functions=Functions(patched=("app::f",), moved=("app::g",)),
+        refusals=(Refusal(symbol=None, reason="r", detail="d"),),
+        notes=(Note(symbol="app::f", note="on_stack", detail="main"),),
+        timings_ms=Timings(settle=20.0, total=100.0),
+    )
+    record = to_record(EditVerdict(edit=7, verdict=verdict), 1.5)
+    assert json.loads(json.dumps(record)) == {
+        "event": "edit.verdict",
+        "ts": 1.5,
+        "edit": 7,
+        "verdict": "applied",
+        "functions": {"patched": ["app::f"], "added": [], "moved": ["app::g"]},
+        "refusals": [{"symbol": None, "reason": "r", "detail": "d"}],
+        "notes": [{"symbol": "app::f", "note": "on_stack", "detail": "main"}],
+        "timings_ms": {
+            "settle": 20.0,
+            "compile": None,
+            "select": None,
+            "judge": None,
+            "link": None,
+            "send": None,
+            "apply": None,
+            "total": 100.0,
+        },
+    }
