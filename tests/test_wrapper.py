@@ -190,7 +190,7 @@ def terminate_shim(process: Any) -> None:
     process.send_signal(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("end", [interrupt_group, terminate_shim])
+@pytest.mark.parametrize("end", [interrupt_group, terminate_shim] * 5)
 def test_signals_end_compiler_and_shim(bench: Bench, end: Callable[[Any], None]) -> None:
     """Both end of the signal, quietly; nothing is left behind."""
     bench.write_rustc("echo started; exec sleep 60")

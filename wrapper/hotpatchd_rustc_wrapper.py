@@ -338,6 +338,10 @@ def run_compiler(command: list[str]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    # The handlers need the process until they are gone, and it must not be another one by then: reaped afterwards.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    for number in ending:
+        signal.signal(number, signal.SIG_IGN)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

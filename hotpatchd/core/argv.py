@@ -191,11 +191,6 @@ def codegen(args: Iterable[Arg], option: str) -> str | None:
     return found[-1] if found else None
 
 
-def is_test(args: Iterable[Arg]) -> bool:
-    """Whether a test harness is built, which is an executable whatever the crate types say."""
-    return any(arg.flag == "--test" for arg in args)
-
-
 def crate_types(args: Iterable[Arg]) -> tuple[str, ...]:
     """The crate types named on the command, in order, without repeats; empty where the source decides."""
     named = (kind for value in values(args, "--crate-type") for kind in value.split(","))

@@ -24,6 +24,14 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadLocalReserve:
+    """Bytes that a client has in every thread: `size` of them from `offset` on, counted from the thread pointer."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """A client's account of the program it lives in.
 
@@ -38,6 +46,7 @@ class Hello:
     target: str
     slide: int
     region: Region
+    thread_locals: ThreadLocalReserve
     page_size: int
     patches: tuple[str, ...]
 
@@ -88,6 +97,14 @@ class Detour:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThreadLocalImage:
+    """Initial content, in hex, of a new thread-local at `offset` from the thread pointer, for all threads."""
+
+    offset: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
     """A linked image as one client is to apply it; `patch` is the SHA-256 of its `size` bytes, in hex."""
 
@@ -99,6 +116,7 @@ class Patch:
     imports: tuple[Import, ...]
     eh_frame: EhFrame | None
     detours: tuple[Detour, ...]
+    thread_locals: tuple[ThreadLocalImage, ...]
     elf: str | None
 
 

@@ -1,7 +1,8 @@
 """The link plan `image`: the captured linker command, edited so that it links a patch at a fixed address.
 
-Nothing is built from scratch: the driver and whatever chooses target, sysroot and linker stay. What brings in the program's own
-objects and libraries, makes its file what it is, or would write beside it, is taken out; each row of the table says why.
+Nothing is built from scratch: the driver and whatever chooses target, sysroot and linker stay. What brings in the
+program's own objects and libraries, makes its file what it is, or would write beside it, is taken out; each row of the
+table says why.
 """
 
 import os.path

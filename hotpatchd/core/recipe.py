@@ -23,7 +23,6 @@ from hotpatchd.core.argv import (
     crate_name,
     crate_types,
     emit_argv,
-    is_test,
     long_arg,
     parse_argv,
 )
@@ -145,12 +144,12 @@ _LTO_OFF = {"off", "no", "n", "false"}
 def find_refusal(argv: Sequence[str]) -> str | None:
     """Why this crate is never thin-rebuilt; None if it can be.
 
-    Build scripts are known by the crate name that cargo gives them.
+    Build scripts are known by the kind of crate name that cargo gives them.
     """
     args = parse_argv(argv)
     if "proc-macro" in crate_types(args):
         return "a proc macro runs inside the compiler, not inside the program"
-    if crate_name(args).startswith("build_script_"):
+    if crate_types(args) == ("bin",) and crate_name(args).startswith("build_script_"):
         return "a build script runs before the build, not inside the program"
     return None
 
@@ -167,8 +166,8 @@ def edit_cgu(
 ) -> EditedArgv:
     """Edit a captured command by the recipe `cgu`.
 
-    rustc then writes `<crate><extra-filename>.<cgu>.<session>.rcgu.o` files into `out_dir`, which must
-    exist, beside `<crate><extra-filename>.d`; if there is only one unit, a copy of it without `.rcgu` as well.
+    rustc then writes `<crate><extra-filename>.<cgu>.<session>.rcgu.o` files into `out_dir`, which must exist,
+    beside `<crate><extra-filename>.d`; where there is one unit only, also a copy, `<crate><extra-filename>.o`.
     Diagnostics are JSON lines on standard error.
 
     Args:
@@ -185,14 +184,14 @@ def edit_cgu(
     """
     args = _parse_rebuildable(argv)
     kept = set()
-    added: list[Arg] = []
-    if is_test(args) or _NEEDS_NO_LINKER.issuperset(crate_types(args)):
+    inferred: list[Arg] = []
+    if _NEEDS_NO_LINKER.issuperset(crate_types(args)):
         kept.add("--crate-type")
     else:
-        added.append(long_arg("--crate-type", "rlib"))
+        inferred.append(long_arg("--crate-type", "rlib"))
     if codegen(args, "lto") in _LTO_OFF:
         kept.add("-C lto")
-    added += [
+    added = [
         long_arg("--emit", "obj,dep-info,metadata" if with_metadata else "obj,dep-info"),
         long_arg("--out-dir", out_dir),
         codegen_arg("codegen-units", "256"),
@@ -205,8 +204,9 @@ def edit_cgu(
     if opt_level == "match":
         kept.add("-C opt-level")
     else:
-        added += _unoptimised(args)
-    return _edit(args, rows=CGU, kept=kept, added=added, thin_crates=thin_crates or {})
+        inferred += _pin_debug_assertions(args)
+        added.append(codegen_arg("opt-level", "0"))
+    return _edit(args, rows=CGU, kept=kept, inferred=inferred, added=added, thin_crates=thin_crates or {})
 
 
 def edit_single_object(argv: Sequence[str], *, out_dir: str, incremental_dir: str) -> EditedArgv:
@@ -228,9 +228,10 @@ def edit_single_object(argv: Sequence[str], *, out_dir: str, incremental_dir: st
         long_arg("--emit", f"obj={os.path.join(out_dir, crate_name(args))}.o"),
         long_arg("--out-dir", out_dir),
         codegen_arg("incremental", incremental_dir),
-        *_unoptimised(args),
+        codegen_arg("opt-level", "0"),
     ]
-    return _edit(args, rows=SINGLE_OBJECT, kept=set(), added=added, thin_crates={})
+    inferred = _pin_debug_assertions(args)
+    return _edit(args, rows=SINGLE_OBJECT, kept=set(), inferred=inferred, added=added, thin_crates={})
 
 
 def _parse_rebuildable(argv: Sequence[str]) -> tuple[Arg, ...]:
@@ -240,11 +241,10 @@ def _parse_rebuildable(argv: Sequence[str]) -> tuple[Arg, ...]:
     return args
 
 
-def _unoptimised(args: Sequence[Arg]) -> list[Arg]:
-    """`opt-level=0`, without what rustc derives from that: debug assertions, which change the source."""
-    derived = codegen(args, "opt-level") in (None, "0") or codegen(args, "debug-assertions") is not None
-    pinned = [] if derived else [codegen_arg("debug-assertions", "no")]
-    return [*pinned, codegen_arg("opt-level", "0")]
+def _pin_debug_assertions(args: Sequence[Arg]) -> list[Arg]:
+    """Keep debug assertions off in a crate whose level is lowered: rustc turns them on at level 0 by default."""
+    is_as_wanted = codegen(args, "opt-level") in (None, "0") or codegen(args, "debug-assertions") is not None
+    return [] if is_as_wanted else [codegen_arg("debug-assertions", "no")]
 
 
 def _is_rebuilt(arg: Arg, thin_crates: Mapping[str, str]) -> bool:
@@ -260,10 +260,21 @@ def _edit(
     *,
     rows: Mapping[str, Row],
     kept: set[str],
+    inferred: Sequence[Arg],
     added: Sequence[Arg],
     thin_crates: Mapping[str, str],
 ) -> EditedArgv:
-    # Searched first, so that dependencies of dependencies are found rebuilt, too.
+    """Apply a table.
+
+    Args:
+        args: the command.
+        rows: the table.
+        kept: settings that stay as captured this time, whatever their row says.
+        inferred: what has to be added to this command, and would not have to be any more if it were there.
+        added: what the recipe adds to every command.
+        thin_crates: see `edit_cgu`.
+    """
+    # Dependencies of dependencies are found here.
     first = [
         Arg(flag="-L", value=f"dependency={directory}", spelled="-L", join=None)
         for directory in dict.fromkeys(os.path.dirname(path) for path in thin_crates.values())
@@ -273,7 +284,6 @@ def _edit(
         for arg in args
         if _is_rebuilt(arg, thin_crates)
     ]
-    new = {*first, *externs}
     middle: list[Arg] = []
     edits: list[ArgvEdit] = []
 
@@ -284,7 +294,7 @@ def _edit(
         record(arg, "set", _REBUILT)
     for arg in args:
         row = rows.get(arg.setting)
-        if arg in new or _is_rebuilt(arg, thin_crates):
+        if arg in first or _is_rebuilt(arg, thin_crates):
             record(arg, "drop", _REBUILT)
         elif row is None or row.action == "keep" or arg.setting in kept:
             middle.append(arg)
@@ -292,10 +302,12 @@ def _edit(
                 record(arg, "keep", row.reason if row.action == "keep" else _AS_CAPTURED)
         else:
             record(arg, "drop", row.reason)
+    for arg in inferred:
+        record(arg, "set", rows[arg.setting].reason)
     for arg in externs:
         record(arg, "set", _REBUILT)
     for arg in added:
         record(arg, "set", rows[arg.setting].reason)
     end_of_flags = next((at for at, arg in enumerate(middle) if arg.flag == "--"), len(middle))
-    edited = [*first, *middle[:end_of_flags], *externs, *added, *middle[end_of_flags:]]
+    edited = [*first, *middle[:end_of_flags], *inferred, *externs, *added, *middle[end_of_flags:]]
     return EditedArgv(argv=tuple(emit_argv(edited)), edits=tuple(edits))

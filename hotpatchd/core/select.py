@@ -3,10 +3,11 @@
 The roots are the functions whose code differs from what the program runs. From there every relocation is followed:
 
 1. a symbol that the patch itself brings anew (a root) is bound inside the patch;
-2. a symbol that the program has is the program's: state stays where it is, unchanged functions are called where they are;
+2. a symbol that the program has is the program's: state and unchanged functions stay where they are;
 3. a symbol that another object of this build defines comes along, being new to the program;
 4. so does one that an archive of the captured link line defines;
-5. the rest is an import, found by the client with `dlsym`, unless its name is Rust's: then nothing can define it.
+5. a thread-local that nobody has yet gets a place in the reserve that the client keeps in every thread;
+6. the rest is an import, found by the client with `dlsym`, unless its name is Rust's: then nothing can define it.
 
 Object-local functions and constants always come along: the optimiser may have given the program's own copy of such a
 function another signature. Object-local *state* never does when the program has it.
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hotpatchd.core.events import Refusal
-from hotpatchd.core.unit import Archives, Definers, Definition, Host, Reference, Unit, is_rust_name
+from hotpatchd.core.unit import Archives, Definers, Definition, Host, NewThreadLocal, Reference, Unit, is_rust_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,8 @@ class Selection:
         replaced: functions of the program that it replaces (the roots), sorted.
         added: functions of the edited crates that are new to the program, sorted.
         new_state: statics that are new to the program, sorted.
+        thread_locals: thread-locals that are new to the program; they count among `host_names`, since the patch
+            only refers to them.
         refusals: why it must not be applied; empty when it may.
     """
 
@@ -55,6 +58,7 @@ class Selection:
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     new_state: tuple[str, ...]
+    thread_locals: tuple[NewThreadLocal, ...]
     refusals: tuple[Refusal, ...]
 
 
@@ -86,8 +90,8 @@ class _Walk:
         self.resolved: set[str] = set()
         self.host_names: set[str] = set()
         self.imports: set[str] = set()
+        self.thread_locals: dict[str, NewThreadLocal] = {}
         self.refusals: dict[str, Refusal] = {}
-        self.members: dict[str, Definition] = {}
 
     def refuse(self, symbol: str, reason: str, detail: str) -> None:
         self.refusals.setdefault(symbol, Refusal(symbol=symbol, reason=reason, detail=detail))
@@ -138,6 +142,10 @@ class _Walk:
                 self.local_state_of_host(unit, owner)
                 return
             self.new_state(unit, section, named)
+            if kind == "tls":
+                if owner:
+                    self.kept_of(unit).host_sections[section] = owner
+                return
         self.keep(unit, section)
 
     def kept_of(self, unit: Unit) -> _Kept:
@@ -196,18 +204,13 @@ class _Walk:
             return
         if definition.kind in ("data", "tls"):
             self.new_state(definer, definition.section, (definition,))
-        self.keep(definer, definition.section)
+        if definition.kind != "tls":
+            self.keep(definer, definition.section)
 
     def new_state(self, unit: Unit, section: int, named: tuple[Definition, ...]) -> None:
         """State that the program does not have: refuse it where it might be a second instance."""
         name = next((d.name for d in named), f"a static of {unit.name}")
-        if unit.kind(section) == "tls":
-            self.refuse(
-                name,
-                "new_thread_local",
-                "threads that run already have no room for a new thread-local; restart",
-            )
-        elif name in self.baseline_state:
+        if name in self.baseline_state:
             self.refuse(
                 name,
                 "static_lost",
@@ -223,6 +226,13 @@ class _Walk:
                 "second_instance",
                 f"{unit.name} is linked into the running program already and has state without a name",
             )
+        elif unit.kind(section) == "tls":
+            layout = unit.thread_local(named[0]) if named and is_rust_name(name) else None
+            if layout is None:
+                self.refuse(name, "new_thread_local", "it cannot be given a place in threads that run already")
+            else:
+                self.thread_locals[name] = layout
+                self.host_names.add(name)
 
 
 _UNIQUE_PREFIXES = ("_R", "_ZN", "_rust_extern_with_linkage_")
@@ -287,5 +297,6 @@ def select(
         replaced=tuple(sorted(wanted)),
         added=tuple(sorted(added)),
         new_state=tuple(sorted(new_state)),
+        thread_locals=tuple(walk.thread_locals[name] for name in sorted(walk.thread_locals)),
         refusals=tuple(walk.refusals.values()),
     )

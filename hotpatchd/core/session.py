@@ -1,7 +1,7 @@
 """What one running program runs now: the host binary's code, less what patches replaced, plus what they added.
 
-Everything is told from here: an edit, a client that comes late, one that refused an earlier patch, a revert. The next patch
-is always "what the sources say now, where this program runs something else".
+Everything is told from here: an edit, a client that comes late, one that refused an earlier patch, a revert. The next
+patch is always "what the sources say now, where this program runs something else".
 """
 
 from collections.abc import Mapping

@@ -4,10 +4,11 @@
                                 │                    │ failed                                          ▲
                                 │                    └───────────────────────────────────────────────►─┤
                                 ├──UndoAsked──► undoing ──all clients done────────────────────────────►┤
-                                └──Joined─────► applying (no edit: a client gets what it misses) ─────►┘
+                                └──Joined─────► applying (no edit: a client catches up) ──────────────►┘
 
-One thing happens at a time. Files that settle meanwhile are kept and become the next edit, also when the build that runs
-fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch afterwards.
+One thing happens at a time. Files that settle meanwhile are kept and become the next edit, also when the build that
+runs fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch
+afterwards.
 Every edit ends in exactly one verdict.
 """
 

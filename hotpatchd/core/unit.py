@@ -56,6 +56,23 @@ class Definition:
     local: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewThreadLocal:
+    """A thread-local that the program does not have.
+
+    Args:
+        name: its symbol.
+        size: of its section, in bytes.
+        align: of its section, in bytes.
+        image: its initial content; empty for zeros.
+    """
+
+    name: str
+    size: int
+    align: int
+    image: bytes
+
+
 class Reference(NamedTuple):
     """One relocation's target.
 
@@ -100,12 +117,15 @@ class Unit(Protocol):
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section."""
 
+    def thread_local(self, definition: Definition) -> NewThreadLocal | None:
+        """A thread-local's layout and content; None where the content holds addresses."""
+
 
 class HostSymbol(NamedTuple):
     """A symbol of the running program: of the host binary, or of a patch applied earlier.
 
     Args:
-        addr: link-time address; for a thread-local its offset in the TLS segment.
+        addr: link-time address; for a thread-local its offset from the thread pointer.
         size: in bytes.
         kind: `function`, `data` (constants included) or `tls`.
         homonyms: how many different addresses carry the name.

@@ -23,8 +23,8 @@ def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Rec
         recipe: how objects are made.
 
     Returns:
-        Plain JSON values: `crate`, `rustc`, `cwd`, `env`, `argv`, `edited_argv`, `edits` (rows of `flag`, `action`, `reason`), and
-        for a linked crate `link_argv`, `link_plan`, `link_dropped`.
+        Plain JSON values: `crate`, `rustc`, `cwd`, `env`, `argv`, `edited_argv`, `edits` (rows of `flag`, `action`,
+        `reason`), and for a linked crate `link_argv`, `link_plan`, `link_dropped`.
 
     Raises:
         UsageError: there is no usable capture of the crate.

@@ -1,7 +1,8 @@
 """From the objects of a build to a patch for one client: compare, select, link, address.
 
-Comparing and selecting is the core's; this module reads and writes the files, and runs the linker. Everything that depends on
-the client (its slide, where its region is free, what patches it has) is done anew for each; the objects are shared.
+Comparing and selecting is the core's; this module reads and writes the files, and runs the linker. Everything that
+depends on the client (its slide, where its region is free, what patches it has) is done anew for each; the objects
+are shared.
 """
 
 import asyncio
@@ -12,21 +13,22 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hotpatchd.core.client import Detour, Patch
-from hotpatchd.core.compare import find_differences, find_kept_initialisers
+from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
+from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Note, Refusal
+from hotpatchd.core.inlining import find_stale_callers
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session
 from hotpatchd.core.step import Prepared
-from hotpatchd.core.unit import Fingerprint
+from hotpatchd.core.unit import Fingerprint, HostSymbol, NewThreadLocal
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.host_index import HostIndex
+from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.image import Image, read_image
 from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.rewrite import rewrite
@@ -53,6 +55,8 @@ class _Plan:
     functions: Mapping[str, Fingerprint]
     moved: tuple[str, ...]
     notes: tuple[Note, ...]
+    thread_locals: Mapping[str, tuple[int, NewThreadLocal]]
+    thread_locals_end: int
 
 
 class Patcher:
@@ -65,7 +69,8 @@ class Patcher:
         linker: which linker that command runs.
         crate_names: names of the crates that the daemon compiles; functions of theirs are named in verdicts.
         baseline: the objects of the source that the host was built from.
-        optimised: the host was built with an opt-level above 0, so functions were inlined into others.
+        host_code: the host's machine code, where it was built with optimisation and so has functions inlined into
+            others; None where it was not.
         state_dir: the daemon's directory.
     """
 
@@ -78,7 +83,7 @@ class Patcher:
         linker: Linker,
         crate_names: frozenset[str],
         baseline: BuildObjects,
-        optimised: bool,
+        host_code: HostCode | None,
         state_dir: Path,
     ) -> None:
         self.host = host
@@ -88,7 +93,8 @@ class Patcher:
         self.crate_names = crate_names
         self.baseline = baseline
         self.state_dir = state_dir
-        self._baseline_state = baseline.state_names() if optimised else frozenset()
+        self.host_code = host_code
+        self._baseline_state = baseline.state_names() if host_code else frozenset()
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
         """Make the patch that brings one client up to date.
@@ -118,7 +124,7 @@ class Patcher:
                         select_ms=(selected - start) * 1000,
                     )
                 )
-            image, elf_path = await self._link(session, plan.selection)
+            image, elf_path = await self._link(session, plan)
             patch, content = self._address(session, edit, plan, image, elf_path)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
@@ -168,14 +174,18 @@ class Patcher:
         candidates = {unit.name: unit for unit in objects.changed_since(self.baseline)}
         candidates |= {unit.name: unit for unit in objects.units_defining(session.running)}
         differences = find_differences(candidates.values(), running, live)
+        roots = differences.changed
+        if self.host_code is not None:
+            roots = self._with_stale_callers(session, differences, objects, self.host_code)
         selection = select(
-            roots=differences.changed,
+            roots=roots,
             definitions=objects,
             host=live,
             archives=self.archives,
             baseline_state=self._baseline_state,
         )
-        refusals = [*selection.refusals, *self._undetourable(session, differences.changed, objects)]
+        places, places_end = _place_thread_locals(session, selection.thread_locals)
+        refusals = [*selection.refusals, *self._undetourable(session, roots, objects)]
         notes = [
             Note(
                 symbol=demangle(name),
@@ -183,6 +193,7 @@ class Patcher:
                 detail="the running program has no such function: nothing calls it",
             )
             for name in differences.absent
+            if roots == differences.changed
         ]
         for unit in objects.changed_since(before):
             earlier = before.unit(unit.name) if unit.name in before.files else None
@@ -194,12 +205,40 @@ class Patcher:
                 )
                 for name in find_kept_initialisers(earlier, unit, live)
             ]
+        if places_end > session.hello.thread_locals.size:
+            refusals.append(
+                Refusal(
+                    symbol=selection.thread_locals[0].name,
+                    reason="new_thread_local",
+                    detail="the room for new ones that the client keeps in every thread is used up; restart",
+                )
+            )
         return _Plan(
+            thread_locals=places,
+            thread_locals_end=places_end,
             selection=replace(selection, refusals=tuple(refusals)),
             functions=_defined_functions(selection),
             moved=differences.moved,
             notes=tuple(notes),
         )
+
+    def _with_stale_callers(
+        self, session: Session, differences: Differences, objects: BuildObjects, code: HostCode
+    ) -> tuple[str, ...]:
+        def references(caller: str, callee: str) -> int | None:
+            places = self.host.functions(caller)
+            if not places:
+                return None
+            targets = [addr for addr, _ in self.host.functions(callee)]
+            return min(sum(code.count_references(addr, size, to) for to in targets) for addr, size in places)
+
+        stale = find_stale_callers(
+            {*differences.changed, *differences.absent},
+            callers=objects.callers,
+            references_in_program=references,
+            is_replaced=session.running.__contains__,
+        )
+        return tuple(sorted({*differences.changed, *(name for name in stale if self.host.functions(name))}))
 
     def _places(self, session: Session, name: str) -> tuple[tuple[int, int], ...]:
         """Where the program has a function: (link-time address, size), several for one that it has several times."""
@@ -223,28 +262,28 @@ class Patcher:
                             detail=f"the running program has one copy of it and of {demangle(other)}, which now differ",
                         )
 
-    async def _link(self, session: Session, selection: Selection) -> tuple[Image, Path]:
+    async def _link(self, session: Session, plan: _Plan) -> tuple[Image, Path]:
         region = session.hello.region
         slot = (session.next_addr - region.addr) // region.slot_size
         elf_dir = self.state_dir / "patches" / session.hello.instance
         elf_path = elf_dir / f"slot-{slot}.elf"
-        inputs = await asyncio.to_thread(self._write_inputs, session, selection)
+        inputs = await asyncio.to_thread(self._write_inputs, session, plan)
         elf_dir.mkdir(parents=True, exist_ok=True)
         elf_path.unlink(missing_ok=True)
-        plan = plan_image_link(
+        command = plan_image_link(
             self.link_line,
             linker=self.linker,
             objects=inputs,
             output=str(elf_path),
             base_addr=session.next_addr,
-            keep=selection.replaced,
+            keep=plan.selection.replaced,
         )
         response = elf_dir / "link.args"
-        response.write_text(plan.response, "utf-8", "surrogateescape")
-        finished = await run_process([*plan.argv, f"@{response}"], env=self._link_env())
+        response.write_text(command.response, "utf-8", "surrogateescape")
+        finished = await run_process([*command.argv, f"@{response}"], env=self._link_env())
         if finished.status or not elf_path.exists():
             raise BuildError(
-                f"the linker `{plan.argv[0]}` failed with exit status {finished.status}",
+                f"the linker `{command.argv[0]}` failed with exit status {finished.status}",
                 output=finished.stderr.decode("utf-8", "replace"),
             )
         image = read_image(elf_path)
@@ -263,7 +302,8 @@ class Patcher:
             env[name] = f"{value}{os.pathsep}{env['PATH']}" if name == "PATH" and "PATH" in env else value
         return env
 
-    def _write_inputs(self, session: Session, selection: Selection) -> list[str]:
+    def _write_inputs(self, session: Session, plan: _Plan) -> list[str]:
+        selection = plan.selection
         directory = self.state_dir / "link" / session.hello.instance
         directory.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -281,12 +321,13 @@ class Patcher:
             )
             paths.append(str(path))
         live = LiveSymbols(self.host, session.symbols)
-        absolute, thread_locals = {}, {}
-        for name in selection.host_names:
+        absolute = {}
+        thread_locals = {name: offset for name, (offset, _) in plan.thread_locals.items()}
+        for name in selection.host_names - thread_locals.keys():
             found = live.find(name)
             assert found is not None
             if found.kind == "tls":
-                thread_locals[name] = (found.addr, found.size)
+                thread_locals[name] = found.addr
             else:
                 absolute[name] = found.addr + session.hello.slide
         stub = directory / "stub.o"
@@ -294,7 +335,6 @@ class Patcher:
             write_stub(
                 absolute=absolute,
                 thread_locals=thread_locals,
-                tls=self.host.header.tls,
                 imports=selection.imports,
             )
         )
@@ -322,6 +362,11 @@ class Patcher:
             imports=image.imports,
             eh_frame=image.eh_frame,
             detours=tuple(detour for _, detour in self._detours(session, plan, image)),
+            thread_locals=tuple(
+                ThreadLocalImage(offset=offset, data=new.image.hex())
+                for offset, new in plan.thread_locals.values()
+                if new.image
+            ),
             elf=str(elf_path),
         )
         content = PatchContent(
@@ -332,10 +377,24 @@ class Patcher:
                 name: found._replace(addr=found.addr - slide)
                 for name, found in image.symbols.items()
                 if live.find(name) is None
-            },
-            thread_locals=session.thread_locals,
+            }
+            | {name: HostSymbol(offset, new.size, "tls", 1) for name, (offset, new) in plan.thread_locals.items()},
+            thread_locals=plan.thread_locals_end,
         )
         return patch, content
+
+
+def _place_thread_locals(
+    session: Session, new: Iterable[NewThreadLocal]
+) -> tuple[dict[str, tuple[int, NewThreadLocal]], int]:
+    """Offsets from the thread pointer for new thread-locals, and the bytes of the reserve then in use."""
+    reserve, used = session.hello.thread_locals, session.thread_locals
+    places = {}
+    for thread_local in new:
+        used += -(reserve.offset + used) % thread_local.align
+        places[thread_local.name] = (reserve.offset + used, thread_local)
+        used += thread_local.size
+    return places, used
 
 
 def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:

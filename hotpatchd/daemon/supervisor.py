@@ -41,7 +41,7 @@ from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.archive import ArchiveSet
-from hotpatchd.objfile.host_index import HostIndex, build_id_of, host_index
+from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_index
 from hotpatchd.objfile.objects import BuildObjects
 
 KEPT_PAYLOADS = 32
@@ -260,6 +260,7 @@ class Daemon:
             if file in inputs.crates_of:
                 # Whether rustc read the old text or the new cannot be told any more.
                 self._full_build[file] = "file was edited before the first objects were ready; it"
+        optimised = any(opt_level_of(capture) != "0" for capture in fat.captures)
         archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
         await asyncio.to_thread(archive_set.warm)
         self._objects = self._before = result.objects
@@ -270,7 +271,7 @@ class Daemon:
             linker=linker,
             crate_names=frozenset(crate.capture.crate_name for crate in crates),
             baseline=result.objects,
-            optimised=any(opt_level_of(capture) != "0" for capture in fat.captures),
+            host_code=HostCode(fat.executable, host.header) if optimised else None,
             state_dir=self.state_dir,
         )
         result.objects.forget_units()

@@ -73,6 +73,7 @@ class PatchMessage(Message):
     imports: tuple[core.Import, ...]
     eh_frame: core.EhFrame | None
     detours: tuple[DetourShape, ...]
+    thread_locals: tuple[core.ThreadLocalImage, ...]
     elf: str | None
 
 
@@ -91,6 +92,13 @@ class RegionShape(Struct, kw_only=True):
     next: Address
 
 
+class ThreadLocalReserveShape(Struct, kw_only=True):
+    """Bytes that the client keeps in every thread for new thread-locals."""
+
+    offset: Annotated[int, Meta(gt=-(2**53), lt=2**53)] = 0
+    size: Count = 0
+
+
 class HelloMessage(Message):
     """A client's first message."""
 
@@ -106,6 +114,7 @@ class HelloMessage(Message):
     region: RegionShape
     page_size: Annotated[int, Meta(gt=0, lt=2**53)]
     patches: tuple[Hex64, ...]
+    thread_locals: ThreadLocalReserveShape = field(default_factory=ThreadLocalReserveShape)
 
 
 class OnStackShape(Struct, kw_only=True):
@@ -244,6 +253,7 @@ def patch_message(seq: int, patch: core.Patch) -> PatchMessage:
         imports=patch.imports,
         eh_frame=patch.eh_frame,
         detours=tuple(_convert(detour, DetourShape) for detour in patch.detours),
+        thread_locals=patch.thread_locals,
         elf=patch.elf,
     )
 

@@ -2,14 +2,15 @@
 
 Two builds of the same source give objects that differ in the names of anonymous constants, in the order of sections
 and in debug information. A fingerprint sees through that: it covers a section's bytes and, for every relocation, what
-it refers to: symbols with a real name by that name, anonymous constants and object-local functions by their own content.
+it refers to: symbols with a real name by that name, anonymous constants and local functions by their own content.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 
-from hotpatchd.core.unit import Definition, Fingerprint, Reference, SectionKind, is_rust_name
+from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, is_rust_name
 from hotpatchd.objfile import elf
 
 LOCATION_SIZE = 24
@@ -83,6 +84,16 @@ class CodeUnit:
         """All named definitions in one section, local ones included."""
         return tuple(map(self._definition, self.obj.symbols_of_section.get(section, ())))
 
+    def thread_local(self, definition: Definition) -> NewThreadLocal | None:
+        """A thread-local's layout and content; None where the content holds addresses."""
+        if self.obj.relocs(definition.section):
+            return None
+        section = self.obj.sections[definition.section]
+        image = self.obj.contents(section)
+        return NewThreadLocal(
+            name=definition.name, size=section.size, align=max(section.align, 1), image=image if any(image) else b""
+        )
+
     def _exception_table(self, section: int) -> int | None:
         for index in self.obj.symbols_of_section.get(section, ()):
             table = self.obj.section_named(f".gcc_except_table.{self.obj.symbols[index].name}")
@@ -122,6 +133,30 @@ class CodeUnit:
     def frame_references(self) -> tuple[Reference, ...]:
         """Personality routines, or the slots that hold their addresses."""
         return self._frame_references
+
+    @cached_property
+    def calls(self) -> dict[str, Counter[str]]:
+        """Named function → the exported functions whose code refers to it, and how often.
+
+        References inside object-local functions count for every exported function that reaches these.
+        """
+        found: dict[str, Counter[str]] = {}
+        for name, definition in self.exports.items():
+            if definition.kind != "function":
+                continue
+            sections, waiting = {definition.section}, [definition.section]
+            while waiting:
+                for reference in self.references(waiting.pop()):
+                    if not reference.local:
+                        found.setdefault(reference.name, Counter())[name] += 1
+                    elif (
+                        reference.section > 0
+                        and reference.section not in sections
+                        and self.kinds[reference.section] == "function"
+                    ):
+                        sections.add(reference.section)
+                        waiting.append(reference.section)
+        return found
 
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section and of everything anonymous that it refers to."""

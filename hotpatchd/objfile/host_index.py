@@ -25,9 +25,11 @@ from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.stub import TlsBlock
 
-_MAGIC = b"hpdidx\x00\x01"
+_MAGIC = b"hpdidx\x00\x02"
 _HEADER = struct.Struct("<8sQ")
 """Magic with a format version, length of the JSON header in bytes."""
+
+_DISPLACEMENT = struct.Struct("<i")
 
 _KINDS: tuple[Literal["function", "data", "tls"], ...] = ("function", "data", "tls")
 _KIND_OF_TYPE = {
@@ -117,7 +119,10 @@ class HostIndex:
             return None
         first = rows[0]
         addrs = {self._addrs[row] for row in rows}
-        return HostSymbol(self._addrs[first], self._sizes[first], _KINDS[self._kinds[first]], len(addrs))
+        addr, kind = self._addrs[first], _KINDS[self._kinds[first]]
+        if kind == "tls" and self.header.tls:
+            addr = self.header.tls.offset(addr)
+        return HostSymbol(addr, self._sizes[first], kind, len(addrs))
 
     def functions(self, name: str) -> tuple[tuple[int, int], ...]:
         """All functions of that name: (link-time address, size); a local name may occur several times."""
@@ -273,7 +278,7 @@ def _host_header(binary: ELFFile, build_id: str) -> HostHeader:
     return HostHeader(
         build_id=build_id,
         position_independent=binary["e_type"] == "ET_DYN",
-        tls=TlsBlock(size=tls["p_memsz"], align=tls["p_align"]) if tls else None,
+        tls=TlsBlock(addr=tls["p_vaddr"], size=tls["p_memsz"], align=tls["p_align"]) if tls else None,
         code=tuple(
             (s["p_vaddr"], s["p_offset"], s["p_filesz"])
             for s in segments
@@ -304,6 +309,35 @@ def _index_symbols(header: HostHeader, rows: bytes, strings: bytes) -> HostIndex
         array("B", [row[3] for row in found]),
         array("I", sorted(functions, key=addrs.__getitem__)),
     )
+
+
+class HostCode:
+    """The machine code of a host binary. The file is kept open: a later build may put another in its place.
+
+    Args:
+        path: the binary.
+        header: of the same binary.
+
+    Raises:
+        ObjectError: it cannot be read.
+    """
+
+    def __init__(self, path: Path, header: HostHeader) -> None:
+        self._segments = header.code
+        try:
+            with path.open("rb") as file:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise ObjectError(f"cannot read {path}: {error}") from error
+
+    def count_references(self, addr: int, size: int, target: int) -> int:
+        """How many 32-bit displacements in the code at `addr` lead to `target`: calls, jumps, addresses taken."""
+        for start, offset, length in self._segments:
+            if start <= addr and addr + size <= start + length:
+                code = self._data[offset + addr - start : offset + addr - start + size]
+                places = range(len(code) - 3)
+                return sum(_DISPLACEMENT.unpack_from(code, i)[0] == target - (addr + i + 4) for i in places)
+        return 0
 
 
 def host_index(path: Path, cache_dir: Path) -> HostIndex:

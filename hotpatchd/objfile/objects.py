@@ -1,7 +1,7 @@
 """The objects of one build, opened when somebody looks at them.
 
-rustc hard-links the objects of codegen units that it did not compile again, so an unchanged object is the same inode: most
-of a build is never read.
+rustc hard-links the objects of codegen units that it did not compile again, so an unchanged object is the same inode:
+most of a build is never read.
 """
 
 import mmap
@@ -104,6 +104,11 @@ class BuildObjects:
         """The object that defines a symbol."""
         name = self._definers.get(symbol)
         return self.unit(name) if name is not None else None
+
+    def callers(self, symbol: str) -> Iterator[tuple[str, int]]:
+        """The exported functions whose code refers to a function, and how often."""
+        for name in self.files:
+            yield from self.unit(name).calls.get(symbol, {}).items()
 
     def fingerprint(self, symbol: str) -> Fingerprint | None:
         """The fingerprint of a function or static of this build."""

@@ -1,6 +1,7 @@
 """The stub: one small object that gives a patch everything that is not code of its own.
 
-It defines the program's symbols as absolute addresses, the program's thread-local block, and a slot and a jump for each import.
+It defines the program's symbols as absolute addresses and offsets from the thread pointer, and a slot and a jump for
+each import.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,18 +16,25 @@ _JUMP = bytes.fromhex("ff2500000000")
 _JUMP_STRIDE = 8
 _SLOT_SIZE = 8
 
+_TLS_ALIGN = 64
+"""Of the patch's TLS segment, whose size is a multiple of it: so its end is where the thread pointer is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsBlock:
-    """The program's PT_TLS segment.
+    """The program's PT_TLS segment: `p_vaddr`, `p_memsz` and `p_align`."""
 
-    Args:
-        size: `p_memsz` in bytes.
-        align: `p_align` in bytes.
-    """
-
+    addr: int
     size: int
     align: int
+
+    def offset(self, value: int) -> int:
+        """Offset from the thread pointer of the byte `value` of the segment; negative.
+
+        Source: x86-64 psABI, thread-local storage variant II; the segment's end is padded so that the thread pointer
+        is aligned as the segment's start demands.
+        """
+        return value - self.size - (-self.addr - self.size) % max(self.align, 1)
 
 
 @dataclass(slots=True)
@@ -45,16 +53,14 @@ class _Out:
 def write_stub(
     *,
     absolute: Mapping[str, int],
-    thread_locals: Mapping[str, tuple[int, int]],
-    tls: TlsBlock | None,
+    thread_locals: Mapping[str, int],
     imports: Iterable[str],
 ) -> bytes:
     """Write the stub of one patch for one client.
 
     Args:
         absolute: symbol → run-time address.
-        thread_locals: symbol → (offset in the program's TLS segment, size).
-        tls: that segment; needed where `thread_locals` is not empty.
+        thread_locals: symbol → offset from the thread pointer, negative.
         imports: names that the client resolves.
 
     Returns:
@@ -64,6 +70,8 @@ def write_stub(
     Source: x86-64 psABI, thread-local storage variant II; LSB Core, `.eh_frame` (zero terminator).
     """
     names = sorted(imports)
+    tls_size = -min(thread_locals.values(), default=0)
+    tls_size += -tls_size % _TLS_ALIGN
     jumps = b"".join(_JUMP.ljust(_JUMP_STRIDE, b"\xcc") for _ in names)
     sections = [
         _Out("", 0, 0, 0),
@@ -79,8 +87,8 @@ def write_stub(
             ".tbss.host",
             elf.SHT_NOBITS,
             elf.SHF_ALLOC | elf.SHF_WRITE | elf.SHF_TLS,
-            tls.align if tls else 1,
-            size=tls.size if tls else 0,
+            _TLS_ALIGN,
+            size=tls_size,
         ),
         _Out(".eh_frame", elf.SHT_PROGBITS, elf.SHF_ALLOC, 8, bytes(4)),
         _Out(".note.GNU-stack", elf.SHT_PROGBITS, 0, 1),
@@ -101,8 +109,8 @@ def write_stub(
         relocs += elf.RELA.pack(_JUMP_STRIDE * index + 2, slot << 32 | elf.R_X86_64_PC32, -4)
     for name, addr in absolute.items():
         define(name, elf.STT_NOTYPE, elf.SHN_ABS, addr, 0)
-    for name, (offset, size) in thread_locals.items():
-        define(name, elf.STT_TLS, tls_section, offset, size)
+    for name, offset in thread_locals.items():
+        define(name, elf.STT_TLS, tls_section, tls_size + offset, 0)
 
     strtab, symtab = len(sections), len(sections) + 1
     sections += [

@@ -46,10 +46,24 @@ class Image:
         """The same patch under a message in which some fields differ."""
         return Image({**self.message, **changes}, self.content)
 
-    def edited(self, offset: int, replacement: bytes) -> "Image":
-        """The same message for other bytes, whose hash it names."""
-        content = self.content[:offset] + replacement + self.content[offset + len(replacement) :]
+    def with_content(self, old: bytes, new: bytes) -> "Image":
+        """The same patch with other bytes in one place, whose hash it names."""
+        assert self.content.count(old) == 1
+        assert len(old) == len(new)
+        content = self.content.replace(old, new)
         return Image({**self.message, "patch": hashlib.sha256(content).hexdigest()}, content)
+
+    def moved(self, by: int) -> "Image":
+        """The same patch, which must be independent of its position, `by` bytes further up."""
+
+        def shifted(entries: list[dict[str, Any]], field: str) -> list[dict[str, Any]]:
+            return [{**entry, field: entry[field] + by} for entry in entries]
+
+        return self.with_changes(
+            segments=shifted(self.message["segments"], "addr"),
+            eh_frame=shifted([self.message["eh_frame"]], "addr")[0],
+            detours=shifted(self.message["detours"], "to"),
+        )
 
 
 def build_image(
@@ -57,8 +71,8 @@ def build_image(
 ) -> Image:
     """Compile and link `source` for the client that said `hello`.
 
-    Host symbols that the source leaves undefined are linked to the running program. A variable `import_NAME` becomes the slot of
-    the import `NAME`.
+    Host symbols that the source leaves undefined are linked to the running program. A variable `import_NAME` becomes
+    the slot of the import `NAME`.
 
     Args:
         source: C.
@@ -102,6 +116,7 @@ def build_image(
             )
             content += bytes(before) + segment.data()
         eh_frame = elf.get_section_by_name(".eh_frame")
+        assert eh_frame is not None
         frames = {"addr": eh_frame["sh_addr"], "size": eh_frame["sh_size"]}
     message = {
         "type": "patch",

@@ -55,20 +55,22 @@ async def test_patch_uses_host_functions_and_imports(stage: Stage) -> None:
 async def test_busy_threads_never_see_half_a_patch(stage: Stage) -> None:
     """A hundred patches in a row under eight threads that call the function: each call gives an old or a new answer."""
     async with stage.patching("host", "8") as (program, peer):
-        next_addr = peer.hello["region"]["next"]
-        for number in range(1, 101):
-            source = adding(1 + 1000 * number)
-            image = stage.image(source, peer.hello, program, next_addr=next_addr, answer="replaced")
-            applied = await peer.apply(image.message, image.content)
+        region = peer.hello["region"]
+        source = "int replaced(int n) { return n + 0x11223344; }"
+        image = stage.image(source, peer.hello, program, answer="replaced")
+        for number in range(100):
+            amount = 1001 + 1000 * number
+            numbered = image.with_content((0x11223344).to_bytes(4, "little"), amount.to_bytes(4, "little"))
+            numbered = numbered.moved(number * region["slot_size"])
+            applied = await peer.apply(numbered.message, numbered.content)
             assert (applied["type"], applied["threads"]) == ("applied", 9)
-            next_addr = applied["next"]
         assert await program.ask("progress") == "1"
         assert await program.ask("answer") == "100002"
         assert await program.ask("wrong") == "0"
 
 
 async def test_undo_restores_every_byte(stage: Stage) -> None:
-    """Undo brings back the bytes as they were after the named patch, and as they were in the file after the last one."""
+    """Undo brings back the bytes as the named patch had left them, and in the end as the program's file has them."""
     async with stage.patching("host") as (program, peer):
         original = await program.ask("bytes")
         first = stage.image(adding(5), peer.hello, program, answer="replaced")

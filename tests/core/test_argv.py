@@ -17,7 +17,6 @@ from hotpatchd.core.argv import (
     crate_name,
     crate_types,
     emit_argv,
-    is_test,
     parse_argv,
     source_input,
     values,
@@ -100,7 +99,6 @@ def test_the_captured_bin_is_understood() -> None:
     assert crate_name(args) == "app_bin"
     assert source_input(args) == "app/src/main.rs"
     assert crate_types(args) == ("bin",)
-    assert not is_test(args)
     assert codegen(args, "metadata") == "77fa15eeee3564d6"
     assert codegen(args, "opt-level") is None
     assert artifact_stem(args) == "libapp_bin-d8c9347539003610"

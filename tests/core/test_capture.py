@@ -113,6 +113,7 @@ def test_a_missing_field_is_named(field: str) -> None:
         ("outputs", ["app"]),
         ("outputs", [{"path": "app", "size": 1}]),
         ("outputs", [{"path": "app", "size": 1, "mtime_ns": 0.5}]),
+        ("outputs", [{"path": "app", "size": True, "mtime_ns": 1}]),
     ],
 )
 def test_a_field_of_the_wrong_type_is_refused(field: str, value: Any) -> None:

@@ -71,6 +71,10 @@ def test_names_of_the_installed_rustc_read_as_binutils_writes_them(mangling: str
         ("_RNSC3apps_6vtable", "app::{shim:vtable#1}"),
         ("_RMC0DNtC3app5Shapep4SIZEKj2a_EL_", "<dyn app::Shape<SIZE = 42>>"),
         ("_RMC0DG_INtC3app5ShapeRL0_hEp4ItemeEL_", "<dyn for<'a> app::Shape<&'a u8, Item = str>>"),
+        (
+            "_RMC0TDG_INtC3app1SRL0_hEEL_FG_RL0_hEuE",
+            "<(dyn for<'a> app::S<&'a u8>, for<'a> fn(&'a u8))>",
+        ),
         ("_RMC0FwTlEEu", "<fn(#[splat] (i32,))>"),
         ("_RMC0WmORm1_m2_NE", "<u32 is 1..=2 | !null>"),
         ("_RIC0KRRe61_E", '::<{&"a"}>'),
@@ -79,7 +83,7 @@ def test_names_of_the_installed_rustc_read_as_binutils_writes_them(mangling: str
         ("_RIC0Kc27_Ke22_E", "::<'\\'', {*\"\\\"\"}>"),
         ("_RNvC3appu3foo", "app::\u456d"),
         ("_RNvC3appu6zzzzzz", "app::punycode{zzzzzz}"),
-        ("_RIC0KVNtC3app1AS1xh1_1yRe62_EE", "::<{app::A { x: 1, y: \"b\" }}>"),
+        ("_RIC0KVNtC3app1AS1xh1_1yRe62_EE", '::<{app::A { x: 1, y: "b" }}>'),
     ],
 )
 def test_single_constructs(name: str, text: str) -> None:

@@ -250,11 +250,12 @@ async def test_a_build_script(project: Project) -> None:
 
 
 async def test_a_proc_macro_is_build_time(project: Project) -> None:
-    """It and what it alone uses are captured, but are no part of the program; other members are not built."""
+    """It and what it alone uses are captured, but are no part of the program; other members are neither."""
     manifest = (project.root / "Cargo.toml").read_text()
     project.write(
         {
-            "Cargo.toml": manifest + 'members = ["unrelated"]\n[dependencies]\nmacros = { path = "macros" }\n',
+            "Cargo.toml": manifest
+            + 'members = ["unrelated"]\ndefault-members = [".", "unrelated"]\n[dependencies]\nmacros = { path = "macros" }\n',
             "macros/Cargo.toml": MANIFEST.format(name="macros")
             + '[lib]\nproc-macro = true\n[dependencies]\nhelper = { path = "../helper" }\n',
             "macros/src/lib.rs": """
@@ -266,11 +267,13 @@ async def test_a_proc_macro_is_build_time(project: Project) -> None:
             "src/main.rs": "fn main() { std::process::exit(macros::n!()); }",
             "unrelated/Cargo.toml": MANIFEST.format(name="unrelated"),
             "unrelated/src/lib.rs": "",
+            "unrelated/build.rs": "fn main() {}",
         }
     )
     build = await project.build()
     assert names(build) == ["core_lib", "app"]
     assert {capture.crate_name for capture in build.build_time} == {"macros", "helper"}
+    assert {package.name for package in build.packages} == {"app"}
 
 
 async def test_a_path_dependency_outside_the_workspace(project: Project, tmp_path: Path) -> None:

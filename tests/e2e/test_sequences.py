@@ -29,6 +29,16 @@ def test_one_function_many_times(session: Session) -> None:
     assert_continuous(session.daemon.app_lines()[start:])
 
 
+def test_callee_alone_after_caller_and_callee_together(session: Session) -> None:
+    """A caller that came with a patch calls the newest version of its callee, not the one it came with."""
+    content = session.project.replaced(MAIN, "private_sum(20, 3),", "private_sum(20, 4),")
+    together = session.save(MAIN, content.replace("    left + right", "    left * right"))
+    assert session.wait_verdict(together).verdict == "applied"
+    session.daemon.wait_value("private", "80")
+    session.apply(MAIN, "    left * right", "    left * right + 1")
+    session.daemon.wait_value("private", "81")
+
+
 def test_edit_of_a_function_that_an_edit_added(session: Session) -> None:
     """A function that came with a patch can be edited like one of the program's own."""
     session.apply(

@@ -3,7 +3,9 @@
  *   host THREADS    THREADS threads call answer(1) all the time
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <errno.h>
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -62,7 +64,10 @@ static void *masked(void *raw) {
     } else {
         pthread_sigmask(SIG_SETMASK, &all, NULL);
     }
-    return wait_for_byte(NULL);
+    wait_for_byte(NULL);
+    sigemptyset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, NULL); /* what is pending comes now */
+    return NULL;
 }
 
 static void start_named(const char *name, void *(*body)(void *), void *argument) {
@@ -82,6 +87,15 @@ static int forbid_pwrite(void) {
     struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program);
+}
+
+struct jit_entry { struct jit_entry *next, *previous; const void *symfile_addr; unsigned long symfile_size; };
+struct jit_descriptor { unsigned version, action; struct jit_entry *relevant, *first; };
+
+static int print_module(struct dl_phdr_info *info, size_t size, void *unused) {
+    (void)size, (void)unused;
+    if (strstr(info->dlpi_name, "slot-")) printf("%s ", info->dlpi_name);
+    return 0;
 }
 
 __attribute__((noinline, aligned(16))) int serve(void) {
@@ -129,6 +143,13 @@ __attribute__((noinline, aligned(16))) int serve(void) {
             printf("%d\n", WEXITSTATUS(status));
         } else if (!strcmp(command, "exec")) {
             printf("%d\n", system("exec true"));
+        } else if (!strcmp(command, "modules")) {
+            dl_iterate_phdr(print_module, NULL);
+            puts("");
+        } else if (!strcmp(command, "jit")) {
+            struct jit_descriptor *descriptor = dlsym(RTLD_DEFAULT, "__jit_debug_descriptor");
+            struct jit_entry *entry = descriptor->first;
+            printf("%lu %08x\n", entry->symfile_size, __builtin_bswap32(*(unsigned *)entry->symfile_addr));
         } else if (!strcmp(command, "handler")) {
             struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } action;
             syscall(SYS_rt_sigaction, 32, NULL, &action, 8);
