@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io, process, ptr, slice, thread};
 
 const ATTEMPTS: u32 = 8;
-const FIRST_LIMIT: Duration = Duration::from_millis(20);
+const FIRST_LIMIT: Duration = Duration::from_millis(50);
 
 pub struct Engine {
     pub host: Host,
@@ -229,14 +229,20 @@ impl Engine {
             with_modules(|mut modules| {
                 modules.extend_from_slice(tables);
                 let walker = Walker::new(modules, memory);
-                result = Some(rewrite_once(changes, memory, parking, walker, FIRST_LIMIT * (1 << attempt.min(4))));
+                result = Some(rewrite_once(changes, memory, parking, walker, FIRST_LIMIT * (1 << attempt.min(3))));
             });
             match result.unwrap_or_else(|| Err(Hindrance::Unwritable(io::ErrorKind::Other.into()))) {
                 Ok(rewritten) => return Ok(rewritten),
                 Err(Hindrance::Stuck(Stuck::Crowded)) => self.parking.make_room(),
                 Err(Hindrance::Stuck(Stuck::Thread(tid))) if is_dead(tid) => self.parking.ignore(tid),
                 Err(other) => {
+                    // libc blocks every signal now and then, for a moment.
+                    let in_vain = |tid| attempt >= 2 && blocks_signal(tid);
+                    let stop = matches!(other, Hindrance::Stuck(Stuck::Thread(tid)) if in_vain(tid));
                     hindrance = Some(other);
+                    if stop {
+                        break;
+                    }
                     thread::sleep(Duration::from_millis(1 << attempt));
                 }
             }

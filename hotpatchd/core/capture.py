@@ -61,7 +61,7 @@ class Capture:
         if target.endswith(".json"):
             target = os.path.basename(target).removesuffix(".json")
         kind = "test" if self.is_test else "+".join(self.crate_types)
-        return CaptureKey(crate_name=self.crate_name, metadata=self.metadata or "none", kind=kind, target=target)
+        return CaptureKey(crate_name=self.crate_name, metadata=self.metadata, kind=kind, target=target)
 
     @property
     def crate_name(self) -> str:
@@ -75,9 +75,9 @@ class Capture:
         return tuple(part for value in values for part in value.split(",")) or ("bin",)
 
     @property
-    def metadata(self) -> str | None:
-        """The last `-C metadata=`."""
-        return last_codegen_value(self.argv, "metadata")
+    def metadata(self) -> str:
+        """The last `-C metadata=`: cargo's hash of what identifies the compile."""
+        return last_codegen_value(self.argv, "metadata") or ""
 
     @property
     def extra_filename(self) -> str:

@@ -2,8 +2,9 @@
 
 The roots are the functions whose code differs from what the program runs. From there every relocation is followed:
 
-1. a symbol that the patch itself brings anew (a root) is bound inside the patch;
-2. a symbol that the program has is the program's: state and unchanged functions stay where they are;
+1. a symbol that the program has is the program's: state and functions stay where they are. That goes for the roots too:
+   whoever calls one goes to its first address, where the newest jump is, so that no patch is bound to another's code;
+2. a reference to a section of the same object without a name stays inside the patch;
 3. a symbol that another object of this build defines comes along, being new to the program;
 4. so does one that an archive of the captured link line defines;
 5. a thread-local that nobody has yet gets a place in the reserve that the client keeps in every thread;
@@ -110,6 +111,7 @@ class _Walk:
         for name in sorted(self.roots):
             unit = self.definitions.get(name)
             if unit is not None:
+                self.host_names.add(name)
                 self.keep(unit, unit.exports[name].section)
         while self.queue:
             unit, section = self.queue.popleft()
@@ -179,8 +181,6 @@ class _Walk:
         return True
 
     def resolve(self, unit: Unit, name: str) -> None:
-        if name in self.roots:
-            return
         own = unit.exports.get(name)
         definer = unit if own else self.definitions.get(name)
         definition = own or (definer.exports[name] if definer else None)

@@ -67,8 +67,8 @@ class FatBuild:
         executable: the host binary, where cargo puts it for people.
         tip: the capture of the crate that it was linked from; `tip.outputs` has its other name.
         captures: the crates that an edit can make necessary to compile again, dependencies first, `tip` last.
-        build_time: proc macros and build scripts of these packages, and the captured crates that those use;
-            an edit of one needs a fat build. A crate can be in both.
+        build_time: proc macros and build scripts of these packages, and what those use, as far as the developer
+            can edit it; that needs a fat build. A crate can be in both.
         packages: of `captures`.
         full_build: absolute path → what it is, of the files that are not source code but whose edit needs a fat build.
         workspace: as it was before the build.
@@ -179,7 +179,8 @@ async def fat_build(
     tip_artifact = _choose_tip(report.artifacts)
     assert tip_artifact.executable is not None
     made = {artifact: capture for artifact, capture in _pair(report, listing) if capture is not None}
-    captures = link_order(made[tip_artifact], listing.captures, {_dir(package) for package in workspace.packages})
+    local_dirs = {_dir(package) for package in workspace.packages}
+    captures = link_order(made[tip_artifact], listing.captures, local_dirs)
     dirs = {capture.manifest_dir for capture in captures}
     packages = tuple(package for package in workspace.packages if _dir(package) in dirs)
     tools = [capture for capture in made.values() if capture.is_build_script and capture.manifest_dir in dirs]
@@ -189,7 +190,7 @@ async def fat_build(
         executable=tip_artifact.executable,
         tip=captures[-1],
         captures=captures,
-        build_time=with_externs(tools, listing.captures),
+        build_time=tuple(c for c in with_externs(tools, listing.captures) if c.manifest_dir in local_dirs),
         packages=packages,
         full_build=_full_build_files(workspace, packages, report.out_dirs, cwd, environ),
         workspace=workspace,
@@ -210,7 +211,7 @@ def install_shim(state_dir: Path) -> Path:
     python = os.path.realpath(sys.executable)
     first = f"#!{python} -ISE\n"
     # Source: linux/fs/binfmt_script.c; BINPRM_BUF_SIZE was 128 before Linux 5.1.
-    if len(os.fsencode(first)) > 127 or " " in python or "\t" in python:
+    if len(os.fsencode(first)) > 127 or python.split() != [python]:
         first = f"#!/bin/sh\n'''exec' {shlex.quote(python)} -ISE \"$0\" \"$@\"\n' '''\n"
     text = first + source.read_text(encoding="utf-8").partition("\n")[2]
     shim = state_dir / "shim" / "rustc-wrapper"
@@ -389,7 +390,7 @@ def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
     """
     doomed = {identity for artifact in artifacts for identity in _identities(artifact.files)}
     for directory, subdirectories, names in os.walk(workspace.build_dir):
-        # rustc hard-links metadata into its incremental cache, which is no output.
+        # rustc hard-links metadata into its incremental cache, which cargo does not look at.
         subdirectories[:] = [name for name in subdirectories if name != "incremental"]
         for path in (os.path.join(directory, name) for name in names):
             if not doomed.isdisjoint(_identities([path])):

@@ -31,7 +31,7 @@ from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.image import Image, read_image
 from hotpatchd.objfile.objects import BuildObjects
-from hotpatchd.objfile.rewrite import rewrite
+from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX, rewrite
 from hotpatchd.objfile.stub import write_stub
 
 DETOUR_SIZE = 5
@@ -276,7 +276,7 @@ class Patcher:
             objects=inputs,
             output=str(elf_path),
             base_addr=session.next_addr,
-            keep=plan.selection.replaced,
+            keep=[name + NEW_CODE_SUFFIX for name in plan.selection.replaced],
         )
         response = elf_dir / "link.args"
         response.write_text(command.response, "utf-8", "surrogateescape")
@@ -316,6 +316,7 @@ class Patcher:
                     sections=kept.sections,
                     host_sections=kept.host_sections,
                     host_names=selection.host_names,
+                    replaced=frozenset(selection.replaced),
                     imports=selection.imports,
                 )
             )
@@ -342,10 +343,11 @@ class Patcher:
 
     def _detours(self, session: Session, plan: _Plan, image: Image) -> Iterator[tuple[str, Detour]]:
         for name in plan.selection.replaced:
-            if name not in image.symbols:
+            new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
+            if new_code is None:
                 raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
             for addr, size in self._places(session, name):
-                yield name, Detour(from_addr=addr + session.hello.slide, to_addr=image.symbols[name].addr, size=size)
+                yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
 
     def _address(
         self, session: Session, edit: int, plan: _Plan, image: Image, elf_path: Path
@@ -376,7 +378,7 @@ class Patcher:
             symbols={
                 name: found._replace(addr=found.addr - slide)
                 for name, found in image.symbols.items()
-                if live.find(name) is None
+                if live.find(name) is None and not name.endswith(NEW_CODE_SUFFIX)
             }
             | {name: HostSymbol(offset, new.size, "tls", 1) for name, (offset, new) in plan.thread_locals.items()},
             thread_locals=plan.thread_locals_end,
@@ -405,7 +407,9 @@ def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:
         if not kept.unit.from_archive
         for section in kept.sections
         for definition in kept.unit.definitions_in(section)
-        if definition.kind == "function" and not definition.local and definition.name not in selection.host_names
+        if definition.kind == "function"
+        and not definition.local
+        and (definition.name not in selection.host_names or definition.name in selection.replaced)
     }
 
 

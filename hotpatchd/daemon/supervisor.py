@@ -46,6 +46,7 @@ from hotpatchd.objfile.objects import BuildObjects
 
 KEPT_PAYLOADS = 32
 GRACE_S = 3.0
+_SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _log = structlog.get_logger()
 
 
@@ -173,6 +174,7 @@ class Daemon:
         watcher = Watcher(
             [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
             excluded=[self.workspace.target_dir, self.workspace.build_dir],
+            relevant=lambda path: path.endswith(_SOURCE_SUFFIXES),
             times=self.options.times,
             poll=self.options.poll,
             notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),

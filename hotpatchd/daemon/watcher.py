@@ -110,9 +110,23 @@ class _Scope:
             else:
                 yield entry.path
 
+    def tops(self) -> list[str]:
+        """The roots to which no other root leads."""
+        return [root for root in self.roots if not self._is_reached(root)]
+
+    def _is_reached(self, root: str) -> bool:
+        directory = root
+        while directory != os.path.dirname(directory):
+            directory, name = os.path.split(directory)
+            if not self.enters(directory, name):
+                return False
+            if directory in self.roots:
+                return True
+        return False
+
     def everything(self) -> Iterator[str]:
         """All files there are."""
-        return itertools.chain(self.files, *map(self.files_below, self.roots))
+        return itertools.chain(self.files, *map(self.files_below, self.tops()))
 
     def file_dirs(self) -> frozenset[str]:
         """Directories of the single files: where their names are, and where these lead to."""
@@ -162,7 +176,7 @@ class _InotifySource:
         try:
             for directory in scope.file_dirs():
                 self._watch(directory, whole=False)
-            for root in scope.roots:
+            for root in scope.tops():
                 self._watch_tree(root)
         except OSError:
             self.close()
@@ -218,7 +232,7 @@ class _PollingSource(FileSystemEventHandler):
         self._scope = scope
         self._touched = touched
         self._observer = PollingObserverVFS(os.stat, self._list, polling_interval=POLL_INTERVAL_S)
-        for root in scope.roots:
+        for root in scope.tops():
             self._observer.schedule(self, root, recursive=True)
         for directory in scope.file_dirs():
             self._observer.schedule(self, directory, recursive=False)

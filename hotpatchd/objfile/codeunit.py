@@ -77,7 +77,7 @@ class CodeUnit:
         return {
             symbol.name: self._definition(index)
             for index, symbol in enumerate(self.obj.symbols)
-            if symbol.bind != elf.STB_LOCAL and 0 < symbol.shndx < elf.SHN_LORESERVE and kinds[symbol.shndx] != "other"
+            if symbol.bind != elf.STB_LOCAL and symbol.shndx > 0 and kinds[symbol.shndx] != "other"
         }
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
@@ -105,7 +105,7 @@ class CodeUnit:
         """What a relocation with that symbol leads to."""
         symbol = self.obj.symbols[symbol_index]
         if symbol.bind != elf.STB_LOCAL:
-            return Reference(symbol.name, symbol.shndx if symbol.shndx else -1, local=False)
+            return Reference(symbol.name, symbol.shndx or -1, local=False)
         return Reference("", symbol.shndx, local=True)
 
     def references(self, section: int) -> Iterator[Reference]:
@@ -202,7 +202,7 @@ class CodeUnit:
         if symbol.bind != elf.STB_LOCAL:
             return place + symbol.name.encode("utf-8", "surrogateescape") + b"\0", None, False
         target = symbol.shndx
-        if target == 0 or target >= elf.SHN_LORESERVE:
+        if target <= 0:
             return place + b"absolute:%d" % symbol.value, None, False
         named = self._state_name(target)
         if named:
@@ -248,7 +248,7 @@ class CodeUnit:
             return contents
         reloc = relocs[0]
         symbol = self.obj.symbols[reloc.symbol]
-        if reloc.offset or reloc.type != elf.R_X86_64_64 or not 0 < symbol.shndx < elf.SHN_LORESERVE:
+        if reloc.offset or reloc.type != elf.R_X86_64_64 or symbol.shndx <= 0:
             return contents
         name_length = int.from_bytes(contents[8:16], "little")
         header = self.obj.sections[symbol.shndx]

@@ -55,7 +55,11 @@ class Section(NamedTuple):
 
 
 class Symbol(NamedTuple):
-    """One symbol table entry; `shndx` is already resolved through SHT_SYMTAB_SHNDX."""
+    """One symbol table entry.
+
+    `shndx` is already resolved through SHT_SYMTAB_SHNDX, so it may exceed SHN_LORESERVE; reserved values (SHN_ABS,
+    SHN_COMMON) are negative: the 16 bits read as a signed number.
+    """
 
     name: str
     bind: int
@@ -150,6 +154,8 @@ class ElfFile:
         if end > len(self.data):
             raise ObjectError(f"{self.origin} is cut short: its section headers lie beyond its end")
         rows = list(SHDR.iter_unpack(self.data[self.header.section_offset : end]))
+        if self.header.name_section >= len(rows):
+            raise ObjectError(f"{self.origin} is damaged: it has no table of section names")
         names_row = rows[self.header.name_section]
         names = self.data[names_row[4] : names_row[4] + names_row[5]]
         try:
@@ -172,19 +178,19 @@ class ElfFile:
     def symbols(self) -> tuple[Symbol, ...]:
         """The symbol table, by index."""
         symtab = self.sections[self.symtab_index]
-        names = self.contents(self.sections[symtab.link])
         wide: tuple[int, ...] = ()
-        for section in self.sections:
-            if section.type == SHT_SYMTAB_SHNDX and section.link == self.symtab_index:
-                wide = struct.unpack(f"<{section.size // 4}I", self.contents(section))
         try:
-            return tuple(
+            names = self.contents(self.sections[symtab.link])
+            for section in self.sections:
+                if section.type == SHT_SYMTAB_SHNDX and section.link == self.symtab_index:
+                    wide = struct.unpack(f"<{section.size // 4}I", self.contents(section))
+            found = tuple(
                 Symbol(
                     string_at(names, name) if name else "",
                     info >> 4,
                     info & 15,
                     other & 3,
-                    wide[index] if shndx == SHN_XINDEX else shndx,
+                    shndx if shndx < SHN_LORESERVE else wide[index] if shndx == SHN_XINDEX else shndx - 0x10000,
                     value,
                     size,
                 )
@@ -192,6 +198,9 @@ class ElfFile:
             )
         except (ValueError, IndexError, struct.error):
             raise ObjectError(f"{self.origin} is damaged: its symbol table cannot be read") from None
+        if any(symbol.shndx >= len(self.sections) for symbol in found):
+            raise ObjectError(f"{self.origin} is damaged: a symbol lies in a section that does not exist")
+        return found
 
     @cached_property
     def symbols_of_section(self) -> dict[int, list[int]]:
@@ -236,7 +245,13 @@ class RelocatableObject(ElfFile):
         rela = self._rela_of.get(section)
         if rela is None:
             return []
-        return [
-            Reloc(offset, info & 0xFFFFFFFF, info >> 32, addend)
-            for offset, info, addend in RELA.iter_unpack(self.contents(rela))
-        ]
+        try:
+            found = [
+                Reloc(offset, info & 0xFFFFFFFF, info >> 32, addend)
+                for offset, info, addend in RELA.iter_unpack(self.contents(rela))
+            ]
+        except struct.error:
+            raise ObjectError(f"{self.origin} is damaged: {rela.name} cannot be read") from None
+        if any(reloc.symbol >= len(self.symbols) for reloc in found):
+            raise ObjectError(f"{self.origin} is damaged: {rela.name} refers to a symbol that does not exist")
+        return found

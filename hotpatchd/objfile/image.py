@@ -70,7 +70,7 @@ def read_image(path: Path) -> Image:
     imports = []
     symbols: dict[str, HostSymbol] = {}
     for symbol in file.symbols:
-        if not symbol.name or symbol.shndx == 0 or symbol.shndx >= elf.SHN_LORESERVE:
+        if not symbol.name or symbol.shndx <= 0:
             continue
         if symbol.name.startswith(IMPORT_SLOT_PREFIX):
             imports.append(Import(name=symbol.name.removeprefix(IMPORT_SLOT_PREFIX), slot=symbol.value))

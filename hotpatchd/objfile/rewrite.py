@@ -11,17 +11,22 @@ from hotpatchd.core.unit import Definition
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.codeunit import CodeUnit
 
+NEW_CODE_SUFFIX = ".hotpatch"
+"""Symbol suffix of the new code of a function that the program has: the plain name is the program's address of it."""
+
 IMPORT_SLOT_PREFIX = "__imp_"
 """Symbol prefix of the 8 bytes that hold an import's address (the name that PE gave this thing)."""
 
 
 class _SymbolTable:
-    """The symbol and string table of a copy: the original's, and what is appended."""
+    """The tables of a copy (symbols, their names, their SHT_SYMTAB_SHNDX): the original's, and what is appended."""
 
     def __init__(self, obj: elf.RelocatableObject) -> None:
         symtab = obj.sections[obj.symtab_index]
         self.symbols = bytearray(obj.contents(symtab))
         self.strings = bytearray(obj.contents(obj.sections[symtab.link]))
+        self.wide_index = next((i for i, s in enumerate(obj.sections) if s.type == elf.SHT_SYMTAB_SHNDX), None)
+        self.wide = bytearray(obj.contents(obj.sections[self.wide_index]) if self.wide_index else b"")
         self._appended: dict[tuple[str, int], int] = {}
 
     def undefine(self, index: int) -> None:
@@ -31,6 +36,15 @@ class _SymbolTable:
         row = (name, elf.STB_GLOBAL << 4 | kind, other, elf.SHN_UNDEF, 0, 0)
         elf.SYM.pack_into(self.symbols, index * elf.SYM.size, *row)
 
+    def append_alias(self, index: int, suffix: str) -> None:
+        """Define a global symbol at the place of another, with a longer name."""
+        name, info, other, shndx, value, size = elf.SYM.unpack_from(self.symbols, index * elf.SYM.size)
+        label = self.strings[name : self.strings.index(0, name)] + suffix.encode()
+        info = elf.STB_GLOBAL << 4 | info & 15
+        self.symbols += elf.SYM.pack(len(self.strings), info, other, shndx, value, size)
+        self.wide += self.wide[4 * index : 4 * index + 4]
+        self.strings += label + b"\0"
+
     def append_undefined(self, name: str, kind: int) -> int:
         """The index of a new undefined global symbol."""
         known = self._appended.get((name, kind))
@@ -39,6 +53,7 @@ class _SymbolTable:
         index = len(self.symbols) // elf.SYM.size
         row = (len(self.strings), elf.STB_GLOBAL << 4 | kind, 0, elf.SHN_UNDEF, 0, 0)
         self.symbols += elf.SYM.pack(*row)
+        self.wide += bytes(4)
         self.strings += name.encode("utf-8", "surrogateescape") + b"\0"
         self._appended[name, kind] = index
         return index
@@ -50,6 +65,7 @@ def rewrite(
     sections: frozenset[int],
     host_sections: Mapping[int, Definition],
     host_names: frozenset[str],
+    replaced: frozenset[str],
     imports: frozenset[str],
 ) -> bytes:
     """The copy of one object that the linker gets.
@@ -59,6 +75,7 @@ def rewrite(
         sections: the sections that the patch takes.
         host_sections: sections whose state is the program's: references to them become references to the symbol.
         host_names: exports of the object that become undefined, because the program has them.
+        replaced: those of them whose new code the patch brings, under a name with `NEW_CODE_SUFFIX`.
         imports: symbols whose GOT references become references to the patch's own import slots.
 
     Returns:
@@ -70,6 +87,8 @@ def rewrite(
     table = _SymbolTable(obj)
     for index, symbol in enumerate(obj.symbols):
         if symbol.bind != elf.STB_LOCAL and symbol.shndx and symbol.name in host_names:
+            if symbol.name in replaced:
+                table.append_alias(index, NEW_CODE_SUFFIX)
             table.undefine(index)
     for section in sections:
         _redirect(unit, section, host_sections, imports, data, table)
@@ -117,10 +136,10 @@ def _exclude_debug(obj: elf.RelocatableObject, data: bytearray) -> None:
 
 def _with_tables(obj: elf.RelocatableObject, data: bytearray, table: _SymbolTable) -> bytes:
     symtab_index = obj.symtab_index
-    for index, contents in (
-        (symtab_index, table.symbols),
-        (obj.sections[symtab_index].link, table.strings),
-    ):
+    tables = {symtab_index: table.symbols, obj.sections[symtab_index].link: table.strings}
+    if table.wide_index is not None:
+        tables[table.wide_index] = table.wide
+    for index, contents in tables.items():
         data += bytes(-len(data) % 8)
         place = obj.header.section_offset + index * elf.SHDR.size
         struct.pack_into("<QQ", data, place + 24, len(data), len(contents))

@@ -89,6 +89,18 @@ async def test_undo_restores_every_byte(stage: Stage) -> None:
         assert await program.ask("answer") == "2"
 
 
+async def test_undo_of_several_patches_of_a_function_is_one_step(stage: Stage) -> None:
+    """Two patches of the same function are taken back together, to the bytes from before the older one."""
+    async with stage.patching("host") as (program, peer):
+        original = await program.ask("bytes")
+        image = stage.image(ANSWER_1000, peer.hello, program, answer="replaced")
+        for number in range(2):
+            moved = image.moved(number * peer.hello["region"]["slot_size"])
+            assert (await peer.apply(moved.message, moved.content))["type"] == "applied"
+        await peer.undo(None)
+        assert await program.ask("bytes") == original
+
+
 async def test_undo_to_an_unknown_patch_is_refused(stage: Stage) -> None:
     """Undo to a patch that is not in force changes nothing."""
     async with stage.patching("host") as (program, peer):

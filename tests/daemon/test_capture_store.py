@@ -83,7 +83,7 @@ PROBLEMS: dict[str, tuple[Callable[[Disk], object], str]] = {
     "not UTF-8": (lambda d: d.path.write_bytes(b"\xff{}"), "cannot be read"),
     "foreign version": (lambda d: rewrite(d, schema=2), "has schema 2"),
     "wrong type": (lambda d: rewrite(d, argv="rustc"), "wrong type"),
-    "of another crate": (lambda d: rewrite(d, argv=["--crate-name", "lib"]), "lib-none-bin-host.json"),
+    "of another crate": (lambda d: rewrite(d, argv=["--crate-name", "lib"]), "lib--bin-host.json"),
     "output gone": (lambda d: d.output.unlink(), "app is gone"),
     "output of another size": (lambda d: d.output.write_text("longer program"), "written by another"),
     "output of another time": (lambda d: os.utime(d.output, ns=(1, 1)), "written by another"),

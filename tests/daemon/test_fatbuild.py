@@ -255,7 +255,8 @@ async def test_a_proc_macro_is_build_time(project: Project) -> None:
     project.write(
         {
             "Cargo.toml": manifest
-            + 'members = ["unrelated"]\ndefault-members = [".", "unrelated"]\n[dependencies]\nmacros = { path = "macros" }\n',
+            + 'members = ["unrelated"]\ndefault-members = [".", "unrelated"]\n'
+            + '[dependencies]\nmacros = { path = "macros" }\n',
             "macros/Cargo.toml": MANIFEST.format(name="macros")
             + '[lib]\nproc-macro = true\n[dependencies]\nhelper = { path = "../helper" }\n',
             "macros/src/lib.rs": """
@@ -393,7 +394,7 @@ def test_the_installed_shim_is_left_as_it_is(tmp_path: Path) -> None:
     assert install_shim(tmp_path).read_text() != "an older one"
 
 
-@pytest.mark.parametrize("directory", ["with space", "d" * 130], ids=["space", "long"])
+@pytest.mark.parametrize("directory", ["with space", "d" * 250], ids=["space", "long"])
 def test_interpreters_that_a_first_line_cannot_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
 ) -> None:

@@ -33,6 +33,7 @@ PATCH = core.Patch(
     imports=(),
     eh_frame=None,
     detours=(),
+    thread_locals=(),
     elf=None,
 )
 

@@ -202,20 +202,35 @@ async def test_build_output_and_version_control_are_not_watched(watching: Watchi
         assert await observed.files_after_marker() == set()
 
 
-def test_excluded_directories_cost_no_watches(root: Path) -> None:
-    """No inotify watch is spent on what is below a target directory."""
+def test_only_what_matters_costs_watches(root: Path) -> None:
+    """No inotify watch is spent below a target directory, and one only on a directory of two nested roots."""
     (root / "target/debug/deps").mkdir(parents=True)
+    (root / "target/vendored").mkdir()
     script = (
         "import asyncio, pathlib, sys, glob\n"
         "from hotpatchd.daemon.watcher import Watcher\n"
         "async def main(root):\n"
-        "    async with Watcher([root], excluded=[root / 'target'], notice=print):\n"
+        "    roots = [root / 'src', root, root / 'target/vendored']\n"
+        "    async with Watcher(roots, excluded=[root / 'target'], notice=print):\n"
         "        print(sum(p.read_text(errors='replace').count('inotify wd')\n"
         "                  for p in map(pathlib.Path, glob.glob('/proc/self/fdinfo/*')) if p.exists()))\n"
         "asyncio.run(main(pathlib.Path(sys.argv[1])))\n"
     )
     shown = subprocess.run([sys.executable, "-c", script, str(root)], capture_output=True, text=True, check=True).stdout
-    assert int(shown) == len(["package", "package/src"])
+    assert int(shown) == len(["package", "package/src", "package/target/vendored"])
+
+
+async def test_root_below_another_root_is_watched_once(root: Path) -> None:
+    """Nested roots do not make the watcher look twice, and a root in an excluded directory is still one."""
+    (root / "target/vendored").mkdir()
+    (root / "target/vendored/lib.rs").write_text("1")
+    roots = [root / "src", root, root / "target/vendored"]
+    async with Watcher(roots, excluded=[root / "target"], notice=print) as watcher:
+        assert watcher._scope.tops() == [str(root), str(root / "target/vendored")]
+        assert sorted(watcher._scope.everything()) == [
+            str(root / "src/main.rs"),
+            str(root / "target/vendored/lib.rs"),
+        ]
 
 
 @pytest.mark.parametrize("poll", [False, True], ids=["inotify", "poll"])

@@ -26,6 +26,7 @@ HELLO: dict[str, Any] = {
     "target": "x86_64-unknown-linux-gnu",
     "slide": 93824990846976,
     "region": {"addr": 65536, "size": 134217728, "slot_size": 65536, "next": 131072},
+    "thread_locals": {"offset": -4096, "size": 4096},
     "page_size": 4096,
     "patches": ["e" * 64],
 }
@@ -59,6 +60,7 @@ def test_hello_becomes_the_core_hello() -> None:
         target="x86_64-unknown-linux-gnu",
         slide=93824990846976,
         region=core.Region(addr=65536, size=134217728, slot_size=65536, next=131072),
+        thread_locals=core.ThreadLocalReserve(offset=-4096, size=4096),
         page_size=4096,
         patches=("e" * 64,),
     )
@@ -145,6 +147,7 @@ def test_patch_has_its_documented_form() -> None:
         imports=(core.Import(name="memcpy", slot=2),),
         eh_frame=core.EhFrame(addr=3, size=400),
         detours=(core.Detour(from_addr=4, to_addr=5, size=80),),
+        thread_locals=(core.ThreadLocalImage(offset=-8, data="00ff"),),
         elf="/path/of/the/linked/patch",
     )
     assert json.loads(wire.encode(wire.patch_message(3, patch))) == {
@@ -158,6 +161,7 @@ def test_patch_has_its_documented_form() -> None:
         "imports": [{"name": "memcpy", "slot": 2}],
         "eh_frame": {"addr": 3, "size": 400},
         "detours": [{"from": 4, "to": 5, "size": 80}],
+        "thread_locals": [{"offset": -8, "data": "00ff"}],
         "elf": "/path/of/the/linked/patch",
     }
 

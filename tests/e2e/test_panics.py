@@ -22,7 +22,7 @@ def test_panic_in_patched_code_is_caught_and_drops_run(stateful: Session) -> Non
 
 def test_panic_in_patched_code_tells_its_line(stateful: Session) -> None:
     """The location of a panic is that of the newest source."""
-    stateful.apply(PANICS, "    if number > 0 {\n", "    // One line more.\n    if number > 0 {\n")
+    stateful.apply(PANICS, "    if number > 0 {\n", "    // One line more.\n    if number > 1 {\n")
     line = stateful.project.line_of(PANICS, "panic!(")
     stateful.daemon.wait_value("panic_line", str(line))
 

@@ -43,6 +43,7 @@ def test_program_started_before_the_daemon(single: Project) -> None:
         program.wait_next_lines(3)
         session.start_daemon("serve")
         session.wait_event("client.connected", within_s=60)
+        session.wait_event("daemon.ready", within_s=60)
         session.apply(MAIN, "    left + right", "    left * right")
         program.wait_value("private", "60")
         assert_continuous(program.app_lines())

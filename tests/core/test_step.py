@@ -1,0 +1,515 @@
+"""Transcripts of the daemon's decisions, and random ones that must keep its promises."""
+
+import pytest
+
+from hotpatchd.core.client import Applied, OnStack, Refused
+from hotpatchd.core.events import (
+    ClientConnected,
+    ClientLost,
+    EditSettled,
+    EditVerdict,
+    Event,
+    Functions,
+    Note,
+    PatchSent,
+    RebuildFailed,
+    RebuildFinished,
+    Refusal,
+    Timings,
+    Verdict,
+)
+from hotpatchd.core.inputs import BuildInputs
+from hotpatchd.core.step import (
+    Answered,
+    BaselineReady,
+    Command,
+    Emit,
+    Joined,
+    Left,
+    Prepare,
+    Prepared,
+    Rebuild,
+    Rebuilt,
+    Reply,
+    Send,
+    SendUndo,
+    Settled,
+    State,
+    StepEvent,
+    UndoAsked,
+    step,
+)
+from tests.core.fakes import content, fingerprint, session
+
+INPUTS = BuildInputs(
+    crates_of={"lib.rs": ("lib",), "main.rs": ("app",)},
+    full_build={"Cargo.toml": "manifest"},
+    source_dirs={"lib": "/lib"},
+)
+
+
+def settled(*files: str, at: float = 100.0) -> Settled:
+    """These files changed."""
+    return Settled(files=files, last_write=at, settle_ms=20.0)
+
+
+def rebuilt(*crates: str, failed: tuple[str, ...] = (), inputs: BuildInputs = INPUTS) -> Rebuilt:
+    """A thin rebuild ended."""
+    return Rebuilt(crates=crates, failed=frozenset(failed), diagnostics=(), compile_ms=300.0, inputs=inputs)
+
+
+def patch(client: int, name: str, *, edit: int = 1) -> Prepared:
+    """There is something to send to this client."""
+    functions = Functions(patched=(f"f{edit}",))
+    found = content(name, {f"f{edit}": fingerprint(name)}, edit=edit)
+    return Prepared(client=client, content=found, bytes=9, functions=functions, select_ms=5.0, link_ms=80.0)
+
+
+def no_patch(client: int, *reasons: str, failed: bool = False) -> Prepared:
+    """There is nothing to send to this client, for these reasons or for none."""
+    return Prepared(
+        client=client,
+        refusals=tuple(Refusal(symbol="f", reason=r, detail="") for r in reasons),
+        failed=failed,
+    )
+
+
+def applied(client: int, *, on_stack: tuple[OnStack, ...] = ()) -> Answered:
+    """A client did what it was told, half a second after the file was written."""
+    answer = Applied(next=0x20000, threads=1, timings_us={"total": 2000.0}, on_stack=on_stack)
+    return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
+
+
+def refused(client: int, reason: str = "park") -> Answered:
+    """A client turned down what it was told."""
+    answer = Refused(reason=reason, detail=f"{reason} it is", symbol=None)  # type: ignore[arg-type]
+    return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
+
+
+def joined(client: int) -> Joined:
+    """A new client."""
+    return Joined(session=session(client))
+
+
+def undo(count: int = 1, request: int = 1) -> UndoAsked:
+    """Somebody wants patches taken back."""
+    return UndoAsked(count=count, request=request)
+
+
+READY = BaselineReady(inputs=INPUTS)
+
+
+def _shown_event(event: Event) -> str:
+    match event:
+        case EditSettled():
+            return f"edit {event.edit}: {' '.join(event.files)}"
+        case RebuildFinished():
+            return f"compiled {' '.join(event.crates)}"
+        case RebuildFailed():
+            return f"not compiled {' '.join(event.crates)}"
+        case PatchSent():
+            return f"sent edit {event.edit} to {event.client}"
+        case ClientConnected():
+            return f"connected {event.client}"
+        case ClientLost():
+            return f"lost {event.client}"
+        case EditVerdict():
+            return " ".join([event.verdict.verdict, str(event.edit), *(r.reason for r in event.verdict.refusals)])
+        case _:
+            raise AssertionError(event)
+
+
+def _shown(command: Command) -> str:
+    match command:
+        case Emit():
+            return _shown_event(command.event)
+        case Rebuild():
+            return f"rebuild {' '.join(sorted(command.crates))}"
+        case Prepare():
+            return f"prepare {command.session.client} edit {command.edit}"
+        case Send():
+            return f"send {command.patch} to {command.client}"
+        case SendUndo():
+            return f"take {command.client} back to {command.to}"
+        case Reply():
+            return f"reply {command.request} {command.error}".rstrip()
+
+
+def play(*rows: tuple[StepEvent, str], start: State | None = None) -> State:
+    """Feed events and compare the commands with a transcript; returns the state in the end."""
+    state = start or State()
+    for number, (event, expected) in enumerate(rows):
+        state, commands = step(state, event)
+        assert "; ".join(map(_shown, commands)) == expected, f"row {number}: {event}"
+    return state
+
+
+def verdict_of(state: State, *events: StepEvent) -> Verdict:
+    """Feed events and return the verdict of the last one."""
+    for event in events:
+        state, commands = step(state, event)
+    last = [
+        command.event.verdict
+        for command in commands
+        if isinstance(command, Emit) and isinstance(command.event, EditVerdict)
+    ]
+    assert len(last) == 1
+    return last[0]
+
+
+ONE_CLIENT = play((READY, ""), (joined(1), "connected 1"))
+TWO_CLIENTS = play((joined(2), "connected 2"), start=ONE_CLIENT)
+BUILDING = play((settled("lib.rs"), "edit 1: lib.rs; rebuild lib"), start=ONE_CLIENT)
+PREPARING = play((rebuilt("lib"), "compiled lib; prepare 1 edit 1"), start=BUILDING)
+PREPARING_TWO = play(
+    (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"),
+    (rebuilt("lib"), "compiled lib; prepare 1 edit 1; prepare 2 edit 1"),
+    start=TWO_CLIENTS,
+)
+SENT = play((patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"), start=PREPARING)
+APPLIED = play((applied(1), "applied 1"), start=SENT)
+
+
+def test_an_edit_is_built_sent_and_applied() -> None:
+    """The ordinary way of an edit ends idle, with the client's new code known."""
+    assert APPLIED.phase == "idle"
+    known = APPLIED.sessions[1]
+    assert known.running == {"f1": fingerprint("p1")}
+    assert known.next_addr == 0x20000
+    assert [patch.patch for patch in known.history] == ["p1"]
+
+
+def test_a_verdict_gives_the_time_of_every_stage() -> None:
+    """Timings come from the events; the whole runs from the last write to the acknowledgement."""
+    verdict = verdict_of(SENT, applied(1))
+    assert verdict.functions == Functions(patched=("f1",))
+    assert verdict.timings_ms == Timings(
+        settle=20.0, compile=300.0, select=5.0, judge=0.0, link=80.0, send=1.0, apply=2.0, total=500.0
+    )
+
+
+def test_a_function_that_still_runs_is_noted_by_name() -> None:
+    """The client reports addresses, and the verdict names functions."""
+    prepared = Prepared(client=1, content=content("p1"), names={0x40: "app::run"})
+    stacks = (OnStack(from_addr=0x40, threads=("main", "w1")), OnStack(from_addr=0x50, threads=("w1",)))
+    notes = verdict_of(PREPARING, prepared, applied(1, on_stack=stacks)).notes
+    assert [(note.symbol, note.note) for note in notes] == [("app::run", "on_stack"), ("0x50", "on_stack")]
+    assert "main, w1" in notes[0].detail
+
+
+def test_a_source_that_does_not_compile_fails_and_the_fix_builds_the_same_crate() -> None:
+    """A crate whose source is newer than its objects is built with the next edit, wherever that one is."""
+    play(
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1"),
+        (settled("main.rs"), "edit 2: main.rs; rebuild app lib"),
+        (rebuilt("lib", "app"), "compiled lib app; prepare 1 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (applied(1), "applied 2"),
+        (settled("main.rs"), "edit 3: main.rs; rebuild app"),
+        start=BUILDING,
+    )
+
+
+def test_a_new_file_may_be_what_a_crate_lacked() -> None:
+    """After a failure, a file that no crate reads yet is an edit if it lies in the failed crate's package."""
+    play(
+        (settled("/lib/new.rs"), ""),
+        start=play((rebuilt("lib"), "compiled lib; prepare 1 edit 1"), (no_patch(1), "unchanged 1"), start=BUILDING),
+    )
+    play(
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1"),
+        (settled("/lib/new.rs"), "edit 2: /lib/new.rs; rebuild lib"),
+        start=BUILDING,
+    )
+
+
+def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
+    """Each rebuild says anew which files it read; one that changed meanwhile may have been read in its old state."""
+    more = BuildInputs(crates_of={**INPUTS.crates_of, "new.rs": ("lib",)}, full_build={})
+    play(
+        (settled("new.rs"), ""),
+        (rebuilt("lib", inputs=more), "compiled lib; prepare 1 edit 1"),
+        (no_patch(1), "unchanged 1; edit 2: new.rs; rebuild lib"),
+        start=BUILDING,
+    )
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 1"),
+        (
+            rebuilt("lib", failed=("lib",)),
+            "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
+        ),
+    ],
+)
+def test_edits_during_a_build_become_one_edit_after_it(end: Rebuilt, said: str) -> None:
+    """They wait, also for a build that fails."""
+    state = play((settled("main.rs"), ""), (settled("lib.rs"), ""), (end, said), start=BUILDING)
+    if not end.failed:
+        play((no_patch(1), "unchanged 1; edit 2: lib.rs main.rs; rebuild app lib"), start=state)
+
+
+def test_an_edit_of_several_batches_counts_from_the_last_write() -> None:
+    """The newest write and the longest wait are those of the edit."""
+    state = play(
+        (settled("main.rs", at=200.0), ""),
+        (Settled(files=("lib.rs",), last_write=150.0, settle_ms=90.0), ""),
+        (
+            rebuilt("lib", failed=("lib",)),
+            "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
+        ),
+        start=BUILDING,
+    )
+    assert (state.outcome.last_write, state.outcome.settle_ms) == (200.0, 90.0)
+
+
+def test_edits_before_the_baseline_wait_for_it() -> None:
+    """Nothing is known of files until then."""
+    play(
+        (settled("lib.rs", "notes.txt"), ""),
+        (joined(1), "connected 1"),
+        (READY, "edit 1: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 1"),
+    )
+
+
+def test_files_that_nothing_reads_are_no_edit() -> None:
+    """They do not even get a number."""
+    play((settled("notes.txt"), ""), (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"), start=ONE_CLIENT)
+
+
+def test_an_edit_without_a_client_is_refused_and_kept() -> None:
+    """The program that connects next is brought up to date, without a verdict of its own."""
+    play(
+        (READY, ""),
+        (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; refused 1 no_client"),
+        (joined(1), "connected 1; prepare 1 edit 1"),
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (applied(1), ""),
+    )
+
+
+def test_a_client_that_comes_late_catches_up_after_the_edit_in_hand() -> None:
+    """Its patch is made when the others have answered."""
+    state = play(
+        (joined(2), "connected 2"),
+        (applied(1), "applied 1; prepare 2 edit 1"),
+        (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+        (settled("main.rs"), ""),
+        (applied(2), "edit 2: main.rs; rebuild app"),
+        start=SENT,
+    )
+    assert [patch.patch for patch in state.sessions[2].history] == ["q1"]
+
+
+def test_a_refusal_while_catching_up_is_no_verdict() -> None:
+    """There is no edit that it could belong to."""
+    play((joined(2), "connected 2; prepare 2 edit 1"), (no_patch(2, "static_changed"), ""), start=APPLIED)
+
+
+def test_a_client_that_joins_during_the_build_takes_part() -> None:
+    """It need not catch up afterwards."""
+    play(
+        (joined(2), "connected 2"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 1; prepare 2 edit 1"),
+        (no_patch(1), ""),
+        (no_patch(2), "unchanged 1"),
+        start=BUILDING,
+    )
+
+
+def test_a_client_that_joins_during_a_build_that_fails_is_looked_at() -> None:
+    """It may lack an earlier edit."""
+    play(
+        (joined(2), "connected 2"),
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1; prepare 2 edit 1"),
+        (no_patch(2), ""),
+        start=BUILDING,
+    )
+
+
+def test_clients_that_come_before_the_first_edit_lack_nothing() -> None:
+    """No patch is made for them."""
+    play((joined(1), "connected 1"), (READY, ""), (joined(2), "connected 2"))
+
+
+def test_a_client_lost_before_it_answers_makes_the_edit_refused() -> None:
+    """Whether it applied the patch cannot be known."""
+    play((Left(client=1), "lost 1; refused 1 client_lost"), (applied(1), ""), start=SENT)
+
+
+def test_a_client_lost_while_its_patch_is_made_makes_the_edit_refused() -> None:
+    """The patch that is ready too late is not sent."""
+    play((Left(client=1), "lost 1; refused 1 client_lost"), (patch(1, "p1"), ""), start=PREPARING)
+
+
+def test_a_client_lost_during_the_build_does_not_count() -> None:
+    """Without others there is then nobody to patch."""
+    play((Left(client=1), "lost 1"), (rebuilt("lib"), "compiled lib; refused 1 no_client"), start=BUILDING)
+
+
+def test_a_client_lost_while_idle_is_only_reported() -> None:
+    """A number that nobody has is not even that."""
+    play((Left(client=1), "lost 1"), (Left(client=1), ""), start=APPLIED)
+
+
+def test_a_client_lost_while_another_applied_is_in_the_verdict() -> None:
+    """One program is not what the sources say: that is what the developer must see."""
+    state = play(
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+        (applied(1), ""),
+        start=PREPARING_TWO,
+    )
+    verdict = verdict_of(state, Left(client=2))
+    assert (verdict.verdict, verdict.functions.patched) == ("refused", ("f1",))
+
+
+def test_two_clients_one_of_which_refuses() -> None:
+    """The verdict is a refusal, and each client's code is what it answered."""
+    state = play(
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+        (refused(2), ""),
+        (applied(1), "refused 1 park"),
+        start=PREPARING_TWO,
+    )
+    assert (len(state.sessions[1].history), len(state.sessions[2].history)) == (1, 0)
+
+
+def test_the_same_refusal_by_two_clients_is_shown_once() -> None:
+    """Refusals are about the edit, not about the client."""
+    play(
+        (no_patch(1, "static_changed"), ""),
+        (no_patch(2, "static_changed"), "refused 1 static_changed"),
+        start=PREPARING_TWO,
+    )
+
+
+def test_a_tool_that_fails_makes_the_edit_failed() -> None:
+    """That is no judgement of the edit."""
+    play((no_patch(1, "link", failed=True), "failed 1 link"), start=PREPARING)
+
+
+def test_an_edit_that_makes_no_difference_is_unchanged() -> None:
+    """What merely moved, and notes, are told nevertheless."""
+    moved, note = Functions(moved=("f",)), Note(symbol="S", note="initialiser_kept", detail="")
+    verdict = verdict_of(PREPARING, Prepared(client=1, functions=moved, notes=(note,)))
+    assert (verdict.verdict, verdict.functions, verdict.notes) == ("unchanged", moved, (note,))
+    assert verdict.timings_ms.total is None
+
+
+def test_functions_of_a_patch_that_is_not_sent_are_not_claimed() -> None:
+    """A refused edit patched nothing."""
+    prepared = Prepared(
+        client=1,
+        functions=Functions(patched=("f",), added=("g",)),
+        refusals=(Refusal(symbol="f", reason="r", detail=""),),
+    )
+    assert verdict_of(PREPARING, prepared).functions == Functions()
+    assert verdict_of(SENT, refused(1)).functions == Functions()
+
+
+def test_a_manifest_needs_a_full_build() -> None:
+    """Nothing is compiled now; code that changed with it is compiled with the next edit of code."""
+    play(
+        (settled("Cargo.toml", "lib.rs"), "edit 1: Cargo.toml lib.rs; restart 1 full_build"),
+        (settled("main.rs"), "edit 2: main.rs; rebuild app lib"),
+        start=ONE_CLIENT,
+    )
+
+
+def test_undo_takes_the_newest_patch_back() -> None:
+    """The asker is answered when the client has done it, and the client's code is what it was."""
+    state = play((undo(), "take 1 back to None"), (applied(1), "reply 1"), start=APPLIED)
+    assert state.phase == "idle"
+    assert (state.sessions[1].running, state.sessions[1].history) == ({}, ())
+
+
+def test_undo_names_the_patch_to_go_back_to() -> None:
+    """One of two patches is taken back."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (applied(1), "applied 2"),
+        (undo(), "take 1 back to p1"),
+        start=APPLIED,
+    )
+
+
+TWO_PATCHED = play(
+    (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+    (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+    (applied(1), ""),
+    (applied(2), "applied 1"),
+    start=PREPARING_TWO,
+)
+
+
+def test_undo_reaches_every_client() -> None:
+    """The asker is answered once, after the last, and told where each client is now."""
+    state = play((undo(), "take 1 back to None; take 2 back to None"), (applied(2), ""), start=TWO_PATCHED)
+    _, commands = step(state, applied(1))
+    assert commands == (Reply(request=1, result={"clients": {"1": None, "2": None}}),)
+
+
+def test_undo_leaves_clients_without_patches_alone() -> None:
+    """They have nothing that could be taken back."""
+    play(
+        (joined(2), "connected 2; prepare 2 edit 1"),
+        (no_patch(2), ""),
+        (undo(), "take 1 back to None"),
+        start=APPLIED,
+    )
+
+
+def test_a_refused_undo_is_an_error_and_changes_nothing() -> None:
+    """Of two clients, the one that refused keeps its patch."""
+    state = play(
+        (undo(), "take 1 back to None; take 2 back to None"),
+        (refused(2), ""),
+        (applied(1), "reply 1 park it is"),
+        start=TWO_PATCHED,
+    )
+    assert (state.sessions[1].history, len(state.sessions[2].history)) == ((), 1)
+
+
+def test_a_client_lost_during_an_undo_does_not_hold_it_up() -> None:
+    """The asker learns of it."""
+    play(
+        (undo(), "take 1 back to None"),
+        (Left(client=1), "lost 1; reply 1 the program ended or its connection broke before it answered"),
+        start=APPLIED,
+    )
+
+
+@pytest.mark.parametrize("busy", [BUILDING, PREPARING, SENT], ids=lambda state: state.phase)
+def test_undo_is_refused_while_an_edit_is_in_hand(busy: State) -> None:
+    """It says so, and the edit goes on."""
+    state = play((undo(), "reply 1 an edit is being applied; try again when it is done"), start=busy)
+    assert state == busy
+
+
+def test_undo_without_patches_is_an_error() -> None:
+    """It says that there are none."""
+    play((undo(), "reply 1 no patch is in force, so there is nothing to undo"), start=ONE_CLIENT)
+
+
+def test_an_edit_during_an_undo_comes_after_it() -> None:
+    """The undo is answered first."""
+    play(
+        (undo(), "take 1 back to None"),
+        (settled("lib.rs"), ""),
+        (applied(1), "reply 1; edit 2: lib.rs; rebuild lib"),
+        start=APPLIED,
+    )
+
+
+def test_an_answer_that_nobody_waits_for_is_ignored() -> None:
+    """It is neither of an edit nor of an undo."""
+    assert play((applied(1), ""), (patch(1, "p1"), ""), start=APPLIED) == APPLIED
+    assert play((applied(1), ""), start=PREPARING) == PREPARING

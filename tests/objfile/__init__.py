@@ -1,0 +1,1 @@
+"""Object files, archives and binaries, as real compilers and linkers make them."""
