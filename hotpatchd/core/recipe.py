@@ -161,6 +161,7 @@ def edit_cgu(
     incremental_dir: str,
     opt_level: Literal["0", "match"] = "0",
     with_metadata: bool = False,
+    link_dead_code: bool = True,
     ansi: bool = False,
     thin_crates: Mapping[str, str] | None = None,
 ) -> EditedArgv:
@@ -175,6 +176,7 @@ def edit_cgu(
         out_dir: directory for objects, dep-info and metadata.
         incremental_dir: this recipe's own incremental cache.
         opt_level: `match` keeps the captured level.
+        link_dead_code: compile what nothing uses as well, and give all symbols global binding.
         with_metadata: write `lib<crate><extra-filename>.rmeta` too, for rebuilding dependents.
         ansi: the `rendered` field of diagnostics is coloured.
         thin_crates: for each dependency rebuilt with metadata, its `artifact_stem` and its new `.rmeta`.
@@ -196,7 +198,7 @@ def edit_cgu(
         long_arg("--out-dir", out_dir),
         codegen_arg("codegen-units", "256"),
         codegen_arg("incremental", incremental_dir),
-        codegen_arg("link-dead-code", "yes"),
+        *([codegen_arg("link-dead-code", "yes")] if link_dead_code else []),
         long_arg("--error-format", "json"),
     ]
     if ansi:

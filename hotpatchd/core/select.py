@@ -126,6 +126,13 @@ class _Walk:
         if reference.name not in self.resolved:
             self.resolved.add(reference.name)
             self.resolve(unit, reference.name)
+        own = unit.exports.get(reference.name)
+        if own and own.local:
+            # Relocations lead to such a function by its place, not by its name.
+            if reference.name in self.host_names:
+                self.kept_of(unit).host_sections[own.section] = own
+            else:
+                self.keep(unit, own.section)
 
     def local(self, unit: Unit, section: int) -> None:
         """A section reached without a name that other objects could know."""
@@ -276,7 +283,7 @@ def select(
                         "runs_at_start",
                         "it is called when a program starts, which has passed",
                     )
-                if definition.local or host.find(definition.name):
+                if definition.name not in kept.unit.exports or host.find(definition.name):
                     continue
                 if definition.kind == "function" and not kept.unit.from_archive:
                     added.add(definition.name)

@@ -35,10 +35,15 @@ class ThinCrate:
     metadata: str | None
     dependencies: tuple[str, ...]
 
+    @property
+    def is_optimised(self) -> bool:
+        """Whether the objects are compiled with an opt-level above 0."""
+        return opt_level_of(self.edited.argv) != "0"
 
-def opt_level_of(capture: Capture) -> str:
-    """The captured optimisation level, `0` where none is given."""
-    return codegen(parse_argv(capture.argv), "opt-level") or "0"
+
+def opt_level_of(argv: Sequence[str]) -> str:
+    """The optimisation level that a command asks for, `0` where it asks for none."""
+    return codegen(parse_argv(argv), "opt-level") or "0"
 
 
 def plan_thin_crates(
@@ -83,12 +88,16 @@ def plan_thin_crates(
             if found in name_of
         )
         if recipe == "cgu":
+            level = opt_level or ("0" if opt_level_of(capture.argv) == "0" else "match")
             edited = edit_cgu(
                 capture.argv,
                 out_dir=out_dir,
                 incremental_dir=incremental_dir,
-                opt_level=opt_level or ("0" if opt_level_of(capture) == "0" else "match"),
+                opt_level=level,
                 with_metadata=not is_tip,
+                # At level 0 a library's dead code would be seen by the tip, which then uses the library's instances of
+                # generic functions where the host, built without it, has its own under other names.
+                link_dead_code=is_tip or level != "0",
                 ansi=ansi,
                 thin_crates=metadata_of,
             )

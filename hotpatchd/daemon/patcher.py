@@ -408,7 +408,7 @@ def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:
         for section in kept.sections
         for definition in kept.unit.definitions_in(section)
         if definition.kind == "function"
-        and not definition.local
+        and definition.name in kept.unit.exports
         and (definition.name not in selection.host_names or definition.name in selection.replaced)
     }
 

@@ -262,7 +262,7 @@ class Daemon:
             if file in inputs.crates_of:
                 # Whether rustc read the old text or the new cannot be told any more.
                 self._full_build[file] = "file was edited before the first objects were ready; it"
-        optimised = any(opt_level_of(capture) != "0" for capture in fat.captures)
+        optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
         archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
         await asyncio.to_thread(archive_set.warm)
         self._objects = self._before = result.objects

@@ -135,7 +135,7 @@ class ThinBuilder:
             cgu = path.name.split(".")[-4]
             kept = place / f"{cgu}.o"
             path.rename(kept)
-            found[f"{crate.name}/{cgu}"] = object_file(kept)
+            found[f"{crate.name}/{cgu}"] = object_file(kept, is_optimised=crate.is_optimised)
         return found
 
     def inputs(self, full_build: Mapping[str, str]) -> BuildInputs:

@@ -9,6 +9,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, is_rust_name
 from hotpatchd.objfile import elf
@@ -35,6 +36,14 @@ def _section_kind(section: elf.Section) -> SectionKind:
     return "constant"
 
 
+class _Own(NamedTuple):
+    """Digests of what a section holds by itself, and the anonymous sections that it refers to, in its order."""
+
+    strict: bytes
+    blind: bytes
+    targets: tuple[int, ...]
+
+
 class CodeUnit:
     """A `RelocatableObject` as a `Unit`.
 
@@ -42,13 +51,19 @@ class CodeUnit:
         obj: the object.
         name: unique among the units of one selection.
         from_archive: it is a member of an archive.
+        shares_locals: it was compiled without optimisation: then an object-local function is the same function,
+            with the same signature, wherever it has the same name.
     """
 
-    def __init__(self, obj: elf.RelocatableObject, name: str, *, from_archive: bool) -> None:
+    def __init__(
+        self, obj: elf.RelocatableObject, name: str, *, from_archive: bool, shares_locals: bool = False
+    ) -> None:
         self.obj = obj
         self.name = name
         self.from_archive = from_archive
+        self._shares_locals = shares_locals
         self._fingerprints: dict[int, Fingerprint] = {}
+        self._owns: dict[int, _Own] = {}
 
     @cached_property
     def kinds(self) -> tuple[SectionKind, ...]:
@@ -72,13 +87,28 @@ class CodeUnit:
 
     @cached_property
     def exports(self) -> dict[str, Definition]:
-        """Global and weak definitions in loaded sections, by name."""
+        """Definitions in loaded sections that have a meaning beyond the object, by name.
+
+        These are the global and weak ones, and object-local functions where those are shared.
+        """
         kinds = self.kinds
         return {
             symbol.name: self._definition(index)
             for index, symbol in enumerate(self.obj.symbols)
-            if symbol.bind != elf.STB_LOCAL and symbol.shndx > 0 and kinds[symbol.shndx] != "other"
+            if (symbol.bind != elf.STB_LOCAL or self._is_shared_local(symbol))
+            and symbol.shndx > 0
+            and kinds[symbol.shndx] != "other"
         }
+
+    def _is_shared_local(self, symbol: elf.Symbol) -> bool:
+        return self._shares_locals and symbol.type == elf.STT_FUNC and is_rust_name(symbol.name)
+
+    def _shared_function(self, section: int) -> str:
+        """Name of the shared object-local function that a section consists of; empty if it does not."""
+        if not self._shares_locals or section <= 0 or self.kinds[section] != "function":
+            return ""
+        symbols = [self.obj.symbols[index] for index in self.obj.symbols_of_section.get(section, ())]
+        return symbols[0].name if len(symbols) == 1 and self._is_shared_local(symbols[0]) else ""
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
         """All named definitions in one section, local ones included."""
@@ -101,21 +131,32 @@ class CodeUnit:
                 return table
         return None
 
-    def reference(self, symbol_index: int) -> Reference:
-        """What a relocation with that symbol leads to."""
+    def is_internal(self, source: int, target: int) -> bool:
+        """Whether a reference stays within one function: in its own code, or from its jump tables.
+
+        Source: LLVM's `TargetLoweringObjectFileELF::getSectionForJumpTable` (`.rodata.<function>`).
+        """
+        name = self.obj.sections[source].name
+        return source == target or name == f".rodata.{self.obj.sections[target].name.removeprefix('.text.')}"
+
+    def reference(self, symbol_index: int, source: int) -> Reference:
+        """What a relocation in the section `source` with that symbol leads to."""
         symbol = self.obj.symbols[symbol_index]
         if symbol.bind != elf.STB_LOCAL:
             return Reference(symbol.name, symbol.shndx or -1, local=False)
+        shared = self._shared_function(symbol.shndx)
+        if shared and not self.is_internal(source, symbol.shndx):
+            return Reference(shared, symbol.shndx, local=False)
         return Reference("", symbol.shndx, local=True)
 
     def references(self, section: int) -> Iterator[Reference]:
         """What the section's relocations lead to, those of its exception table included."""
         for reloc in self.obj.relocs(section):
-            yield self.reference(reloc.symbol)
+            yield self.reference(reloc.symbol, section)
         table = self._exception_table(section)
         if table is not None:
             for reloc in self.obj.relocs(table):
-                yield self.reference(reloc.symbol)
+                yield self.reference(reloc.symbol, table)
 
     @cached_property
     def _frame_references(self) -> tuple[Reference, ...]:
@@ -123,7 +164,7 @@ class CodeUnit:
         if frames is None:
             return ()
         targets = {reloc.symbol for reloc in self.obj.relocs(frames)}
-        found = (self.reference(target) for target in sorted(targets))
+        found = (self.reference(target, frames) for target in sorted(targets))
         return tuple(
             reference
             for reference in found
@@ -159,69 +200,74 @@ class CodeUnit:
         return found
 
     def fingerprint(self, section: int) -> Fingerprint:
-        """Digest of the section and of everything anonymous that it refers to."""
-        known = self._fingerprints.get(section)
-        return known or self._fingerprint(section, [])[0]
+        """Digest of the section and of everything anonymous that it refers to.
 
-    def _fingerprint(self, section: int, path: list[int]) -> tuple[Fingerprint, bool]:
-        """The digest, and whether it depends on a section further up `path` (then it holds for this path only)."""
-        path.append(section)
-        strict, blind = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
-        open_ended = False
+        Anonymous sections count by content and by the order in which a breadth-first walk first meets them, so
+        functions that call each other in a circle are no special case.
+        """
+        known = self._fingerprints.get(section)
+        if known is None:
+            strict, blind = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+            numbers = {section: 0}
+            order = [section]
+            for current in order:
+                own = self._own(current)
+                strict.update(own.strict)
+                blind.update(own.blind)
+                for target in own.targets:
+                    if target not in numbers:
+                        numbers[target] = len(order)
+                        order.append(target)
+                    for digest in (strict, blind):
+                        digest.update(b"%d:" % numbers[target])
+            known = self._fingerprints[section] = Fingerprint(strict.digest(), blind.digest())
+        return known
+
+    def _own(self, section: int) -> _Own:
+        known = self._owns.get(section)
+        if known is not None:
+            return known
         header = self.obj.sections[section]
         contents = self.obj.contents(header)
         relocs = self.obj.relocs(section)
-        strict.update(b"%d:%d:" % (header.size, header.flags & 0x7FF))
-        strict.update(contents)
-        blind.update(b"%d:%d:" % (header.size, header.flags & 0x7FF))
-        blind.update(self._without_location(section, contents, relocs))
+        shared = hashlib.blake2b(b"%d:%d:" % (header.size, header.flags & 0x7FF), digest_size=16)
+        targets = []
         for reloc in relocs:
-            label, inner, depends = self._label(reloc, path)
-            open_ended = open_ended or depends
-            strict.update(label)
-            blind.update(label)
-            if inner is not None:
-                strict.update(inner.strict)
-                blind.update(inner.blind)
+            label, target = self._label(reloc, section)
+            shared.update(label)
+            if target is not None:
+                targets.append(target)
         table = self._exception_table(section)
         if table is not None:
-            for digest in (strict, blind):
-                digest.update(self.obj.contents(self.obj.sections[table]))
-        path.pop()
-        result = Fingerprint(strict.digest(), blind.digest())
-        open_ended = open_ended and bool(path)
-        if not open_ended:
-            self._fingerprints[section] = result
-        return result, open_ended
+            shared.update(self.obj.contents(self.obj.sections[table]))
+        blind = shared.copy()
+        shared.update(contents)
+        blind.update(self._without_location(section, contents, relocs))
+        known = self._owns[section] = _Own(shared.digest(), blind.digest(), tuple(targets))
+        return known
 
-    def _label(self, reloc: elf.Reloc, path: list[int]) -> tuple[bytes, Fingerprint | None, bool]:
-        """A relocation by what it refers to: bytes for the digest, the digest of anonymous content, and whether
-        that content depends on `path`."""
+    def _label(self, reloc: elf.Reloc, source: int) -> tuple[bytes, int | None]:
+        """A relocation by what it refers to: bytes for the digest, and the section that counts by its content."""
         symbol = self.obj.symbols[reloc.symbol]
         place = b"%d:%d:%d:" % (reloc.offset, reloc.type, reloc.addend)
         if symbol.bind != elf.STB_LOCAL:
-            return place + symbol.name.encode("utf-8", "surrogateescape") + b"\0", None, False
+            return place + symbol.name.encode("utf-8", "surrogateescape") + b"\0", None
         target = symbol.shndx
         if target <= 0:
-            return place + b"absolute:%d" % symbol.value, None, False
+            return place + b"absolute:%d" % symbol.value, None
         named = self._state_name(target)
+        if not named and not self.is_internal(source, target):
+            named = self._shared_function(target)
         if named:
-            return place + named.encode("utf-8", "surrogateescape") + b":%d\0" % symbol.value, None, False
+            return place + named.encode("utf-8", "surrogateescape") + b":%d\0" % symbol.value, None
         header = self.obj.sections[target]
         if header.flags & elf.SHF_MERGE:
             is_section = symbol.type == elf.STT_SECTION
             start = symbol.value + (reloc.addend if is_section else 0)
             place = b"%d:%d:%d:" % (reloc.offset, reloc.type, 0 if is_section else reloc.addend)
             piece = hashlib.blake2b(self._piece(header, start, symbol.size), digest_size=16).digest()
-            return place + b"piece:" + piece, None, False
-        if target in path:
-            return place + b"cycle:%d" % (len(path) - path.index(target)), None, target != path[-1]
-        place += b"%d:" % symbol.value
-        known = self._fingerprints.get(target)
-        if known:
-            return place, known, False
-        inner, depends = self._fingerprint(target, path)
-        return place, inner, depends
+            return place + b"piece:" + piece, None
+        return place + b"%d:" % symbol.value, target
 
     def _state_name(self, section: int) -> str:
         """The name by which writable data counts as the same in two builds; empty for what counts by content."""

@@ -23,19 +23,22 @@ class ObjectFile:
     Args:
         path: where it is.
         identity: inode, size and time of last change (ns): two files with the same identity are the same.
+        is_optimised: it was compiled with an opt-level above 0.
     """
 
     path: Path
     identity: tuple[int, int, int]
+    is_optimised: bool
 
 
-def object_file(path: Path) -> ObjectFile:
+def object_file(path: Path, *, is_optimised: bool) -> ObjectFile:
     """Describe an object on disk."""
     stat = path.stat()
-    return ObjectFile(path=path, identity=(stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    return ObjectFile(path=path, identity=identity, is_optimised=is_optimised)
 
 
-def open_object(name: str, path: Path) -> CodeUnit:
+def open_object(name: str, path: Path, *, is_optimised: bool) -> CodeUnit:
     """Map an object into memory.
 
     Raises:
@@ -46,7 +49,8 @@ def open_object(name: str, path: Path) -> CodeUnit:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ObjectError(f"cannot read the object {path}: {error}") from error
-    return CodeUnit(RelocatableObject(data, os.fspath(path)), name, from_archive=False)
+    obj = RelocatableObject(data, os.fspath(path))
+    return CodeUnit(obj, name, from_archive=False, shares_locals=not is_optimised)
 
 
 class BuildObjects:
@@ -85,7 +89,8 @@ class BuildObjects:
         """An object by its unit name."""
         known = self._units.get(name)
         if known is None:
-            known = self._units[name] = open_object(name, self.files[name].path)
+            file = self.files[name]
+            known = self._units[name] = open_object(name, file.path, is_optimised=file.is_optimised)
         return known
 
     def changed_since(self, earlier: "BuildObjects") -> Iterator[CodeUnit]:

@@ -86,10 +86,11 @@ def rewrite(
     data = bytearray(obj.data)
     table = _SymbolTable(obj)
     for index, symbol in enumerate(obj.symbols):
-        if symbol.bind != elf.STB_LOCAL and symbol.shndx and symbol.name in host_names:
+        if symbol.shndx > 0 and symbol.name in host_names:
             if symbol.name in replaced:
                 table.append_alias(index, NEW_CODE_SUFFIX)
-            table.undefine(index)
+            if symbol.bind != elf.STB_LOCAL:
+                table.undefine(index)
     for section in sections:
         _redirect(unit, section, host_sections, imports, data, table)
     if unit.from_archive:
@@ -112,7 +113,11 @@ def _redirect(
     for row, reloc in enumerate(obj.relocs(section)):
         symbol = obj.symbols[reloc.symbol]
         kind, addend = reloc.type, reloc.addend
-        if symbol.bind == elf.STB_LOCAL and symbol.shndx in host_sections:
+        if (
+            symbol.bind == elf.STB_LOCAL
+            and symbol.shndx in host_sections
+            and not unit.is_internal(section, symbol.shndx)
+        ):
             definition = host_sections[symbol.shndx]
             is_tls = definition.kind == "tls"
             index = table.append_undefined(definition.name, elf.STT_TLS if is_tls else elf.STT_NOTYPE)

@@ -42,12 +42,13 @@ def thin_build(root: Path, source: str, *, opt_level: int = 0, name: str = "demo
         *("-Cdebuginfo=2", f"-Cincremental={root / 'incremental'}", "main.rs"),
         cwd=root,
     )
-    return objects_in(out)
+    return objects_in(out, is_optimised=opt_level > 0)
 
 
-def objects_in(out: Path) -> BuildObjects:
+def objects_in(out: Path, *, is_optimised: bool = False) -> BuildObjects:
     """The objects that a thin rebuild left in a directory."""
-    return BuildObjects({path.name.split(".")[1]: object_file(path) for path in out.glob("*.o")})
+    files = {path.name.split(".")[1]: object_file(path, is_optimised=is_optimised) for path in out.glob("*.o")}
+    return BuildObjects(files)
 
 
 def c_unit(root: Path, source: str, *flags: str, name: str = "unit", from_archive: bool = False) -> CodeUnit:

@@ -19,7 +19,7 @@ from hotpatchd.objfile.elf import RelocatableObject
 from hotpatchd.objfile.objects import BuildObjects
 from tests.objfile.build import assembled, std_rlib
 
-MANY_SECTIONS = 65_400
+MANY_SECTIONS = 65_600
 EI_CLASS, EI_DATA, E_TYPE, E_MACHINE = 4, 5, 16, 18
 
 
