@@ -107,7 +107,8 @@ class Replay:
         self.argv = [explained["rustc"], *(word.replace(state, str(output)) for word in explained["edited_argv"])]
         for word in self.argv:
             if f"={output}" in word or word.startswith(str(output)):
-                Path(word.rpartition("=")[2]).parent.mkdir(parents=True, exist_ok=True)
+                path = Path(word.rpartition("=")[2])
+                (path.parent if path.suffix == ".o" else path).mkdir(parents=True, exist_ok=True)
 
     def time_ms(self) -> float:
         """How long the compiler takes, its output directory free of earlier objects."""

@@ -169,16 +169,16 @@ class _Walk:
                 "ambiguous_static",
                 "several statics of the running program have this name; which one is meant cannot be told",
             )
-        elif self.same_state(definition, found.size, found.kind):
+        elif self.is_same(definition, found.size, found.kind):
             self.host_names.add(definition.name)
             self.kept_of(unit).host_sections[definition.section] = definition
 
-    def same_state(self, definition: Definition, size: int, kind: str) -> bool:
-        wanted = "tls" if definition.kind == "tls" else "data"
+    def is_same(self, definition: Definition, size: int, kind: str) -> bool:
+        wanted = definition.kind if definition.kind in ("function", "tls") else "data"
         if kind != wanted:
             self.refuse(definition.name, "static_changed", f"it was {_KIND[kind]} and is {_KIND[wanted]} now")
             return False
-        if definition.size and size and definition.size != size:
+        if wanted != "function" and definition.size and size and definition.size != size:
             self.refuse(
                 definition.name,
                 "static_changed",
@@ -193,11 +193,7 @@ class _Walk:
         definition = own or (definer.exports[name] if definer else None)
         found = self.host.find(name)
         if found:
-            if (
-                definition is None
-                or definition.kind == "function"
-                or self.same_state(definition, found.size, found.kind)
-            ):
+            if definition is None or self.is_same(definition, found.size, found.kind):
                 self.host_names.add(name)
             return
         if definer is None:

@@ -37,7 +37,7 @@ class Archive:
     def _header(self, offset: int) -> tuple[bytes, int]:
         """Name field and content size of the member whose header is at `offset`."""
         header = self._data[offset : offset + _HEADER_SIZE]
-        if len(header) < _HEADER_SIZE or header[58:] != b"`\n":
+        if len(header) < _HEADER_SIZE or header[58:] != b"`\n" or not header[48:58].strip().isdigit():
             raise ObjectError(f"{self.path} is damaged: no member header at byte {offset}")
         size = int(header[48:58])
         if offset + _HEADER_SIZE + size > len(self._data):
@@ -53,8 +53,11 @@ class Archive:
         if word is None:
             return {}
         width = struct.calcsize(word)
-        (count,) = struct.unpack_from(word, table)
-        offsets = struct.unpack_from(f">{count}{word[1]}", table, width)
+        try:
+            (count,) = struct.unpack_from(word, table)
+            offsets = struct.unpack_from(f">{count}{word[1]}", table, width)
+        except struct.error:
+            raise ObjectError(f"{self.path} is damaged: its symbol table is too short") from None
         names = table[width * (count + 1) :].split(b"\0")
         found: dict[str, int] = {}
         for symbol, offset in zip(names, offsets, strict=False):
@@ -80,8 +83,11 @@ class Archive:
             return known
         field, size = self._header(offset)
         if field.startswith(b"/"):
-            start = int(field[1:])
-            label = self._long_names[start : self._long_names.index(b"/", start)]
+            try:
+                start = int(field[1:])
+                label = self._long_names[start : self._long_names.index(b"/", start)]
+            except ValueError:
+                raise ObjectError(f"{self.path} is damaged: the member at byte {offset} has no name") from None
         else:
             label = field.rstrip(b"/")
         origin = f"{self.path.name}({label.decode('utf-8', 'replace')})"

@@ -220,7 +220,7 @@ def load_index(path: Path) -> HostIndex | None:
             code=tuple((start, offset, size) for start, offset, size in fields["code"]),
         )
         return HostIndex(header, names, *columns)
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None
 
 

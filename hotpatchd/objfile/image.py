@@ -1,5 +1,6 @@
 """A linked patch image: what of it a client needs."""
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from hotpatchd.objfile import elf
 from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
 
 PAGE = 4096
-_TERMINATOR = bytes(4)
+_LENGTH = struct.Struct("<I")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +51,16 @@ def read_image(path: Path) -> Image:
         raise ObjectError(f"cannot read the linked patch {path}: {error}") from error
     payload = bytearray()
     segments = []
-    for index in range(file.header.segment_count):
-        segment_type, flags, offset, vaddr, _, filesz, memsz, _ = elf.PHDR.unpack_from(
-            file.data, file.header.segment_offset + index * elf.PHDR.size
-        )
+    headers_end = file.header.segment_offset + file.header.segment_count * elf.PHDR.size
+    if headers_end > len(file.data):
+        raise ObjectError(f"{path} is cut short: its program headers lie beyond its end")
+    for segment_type, flags, offset, vaddr, _, filesz, memsz, _ in elf.PHDR.iter_unpack(
+        file.data[file.header.segment_offset : headers_end]
+    ):
         if segment_type != elf.PT_LOAD or not memsz:
             continue
+        if offset + filesz > len(file.data):
+            raise ObjectError(f"{path} is cut short: a segment lies beyond its end")
         lead = vaddr % PAGE
         segments.append(
             Segment(
@@ -100,9 +105,20 @@ def _eh_frame(file: elf.ElfFile) -> EhFrame | None:
     if index is None:
         return None
     section = file.sections[index]
-    if section.size <= len(_TERMINATOR):
+    if section.size <= _LENGTH.size:
         return None
-    if not file.contents(section).endswith(_TERMINATOR):
+    if not _is_terminated(file.contents(section)):
         raise ObjectError(f"{file.origin} has unwind tables without a terminating zero")
     addr = elf.SHDR.unpack_from(file.data, file.header.section_offset + index * elf.SHDR.size)[3]
     return EhFrame(addr=addr, size=section.size)
+
+
+def _is_terminated(frames: bytes) -> bool:
+    """Whether the last record is the one of length 0; the padding of any other record may be zeros too."""
+    place = 0
+    while place + _LENGTH.size <= len(frames):
+        (length,) = _LENGTH.unpack_from(frames, place)
+        if not length:
+            return not any(frames[place:])
+        place += _LENGTH.size + length
+    return False

@@ -20,14 +20,15 @@ from hotpatchd.core.unit import (
 class Section:
     """A section of a fake object, with the names that it defines.
 
-    `to` are names that it refers to, `inside` sections of the same object that it refers to without a name. Sections
-    with the same `code` differ in line numbers at most, and those in `lines`. A thread-local without an `image` cannot
-    be laid out.
+    `to` are names that it refers to, `inside` sections of the same object that it refers to without a name. `shared`
+    names are known beyond the object though they are local. Sections with the same `code` differ in line numbers at
+    most, and those are in `lines`. A thread-local without an `image` cannot be laid out.
     """
 
     kind: SectionKind
     names: tuple[str, ...] = ()
     local: bool = False
+    shared: bool = False
     to: tuple[str, ...] = ()
     inside: tuple[int, ...] = ()
     size: int = 8
@@ -51,7 +52,7 @@ class FakeUnit:
             definition.name: definition
             for index in self.sections
             for definition in self.definitions_in(index)
-            if not definition.local
+            if not definition.local or self.sections[index].shared
         }
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:

@@ -394,6 +394,12 @@ def test_a_tool_that_fails_makes_the_edit_failed() -> None:
     play((no_patch(1, "link", failed=True), "failed 1 link"), start=PREPARING)
 
 
+def test_what_keeps_the_edit_from_each_client_is_told() -> None:
+    """A tool's failure for one client is not hidden by a refusal for the other."""
+    state = play((no_patch(1, "link", failed=True), ""), start=PREPARING_TWO)
+    play((no_patch(2, "static_changed"), "failed 1 link static_changed"), start=state)
+
+
 def test_an_edit_that_makes_no_difference_is_unchanged() -> None:
     """What merely moved, and notes, are told nevertheless."""
     moved, note = Functions(moved=("f",)), Note(symbol="S", note="initialiser_kept", detail="")
@@ -420,6 +426,23 @@ def test_a_manifest_needs_a_full_build() -> None:
         (settled("main.rs"), "edit 2: main.rs; rebuild app lib"),
         start=ONE_CLIENT,
     )
+
+
+def test_a_manifest_does_not_make_a_broken_crate_forgotten() -> None:
+    """What did not compile before is still built with the next edit of code."""
+    play(
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1"),
+        (settled("Cargo.toml"), "edit 2: Cargo.toml; restart 2 full_build"),
+        (settled("main.rs"), "edit 3: main.rs; rebuild app lib"),
+        start=BUILDING,
+    )
+
+
+def test_stages_that_an_edit_did_not_reach_have_no_time() -> None:
+    """An edit that does not compile was never compared; one of a manifest was not even compiled."""
+    broken = verdict_of(BUILDING, rebuilt("lib", failed=("lib",))).timings_ms
+    assert broken == Timings(settle=20.0, compile=300.0)
+    assert verdict_of(ONE_CLIENT, settled("Cargo.toml")).timings_ms == Timings(settle=20.0)
 
 
 def test_undo_takes_the_newest_patch_back() -> None:
@@ -476,6 +499,18 @@ def test_a_refused_undo_is_an_error_and_changes_nothing() -> None:
         start=TWO_PATCHED,
     )
     assert (state.sessions[1].history, len(state.sessions[2].history)) == ((), 1)
+
+
+def test_an_undo_does_not_repeat_the_refusals_of_an_edit() -> None:
+    """What one client refused before has nothing to do with what the other takes back."""
+    play(
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (no_patch(2, "static_changed"), ""),
+        (applied(1), "refused 1 static_changed"),
+        (undo(), "take 1 back to None"),
+        (applied(1), "reply 1"),
+        start=PREPARING_TWO,
+    )
 
 
 def test_a_client_lost_during_an_undo_does_not_hold_it_up() -> None:

@@ -30,16 +30,16 @@ def std_rlib() -> Path:
     return next((target_dir() / "lib").glob("libstd-*.rlib"))
 
 
-def thin_build(root: Path, source: str, *, opt_level: int = 0, name: str = "demo") -> BuildObjects:
-    """The objects of a program, compiled like a thin rebuild, in a new directory under `root`."""
+def thin_build(root: Path, source: str, *, opt_level: int = 0, incremental: str = "incremental") -> BuildObjects:
+    """The objects of the program `demo`, compiled like a thin rebuild, in a new directory under `root`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "main.rs").write_text(source)
     out = root / f"out{len(list(root.iterdir()))}"
     out.mkdir()
     run(
-        *("rustc", "--edition=2021", "--cap-lints=allow", "--crate-name", name, "--crate-type=bin", "--emit=obj"),
+        *("rustc", "--edition=2021", "--cap-lints=allow", "--crate-name=demo", "--crate-type=bin", "--emit=obj"),
         *("--out-dir", out, "-Ccodegen-units=256", "-Clink-dead-code", f"-Copt-level={opt_level}"),
-        *("-Cdebuginfo=2", f"-Cincremental={root / 'incremental'}", "main.rs"),
+        *("-Cdebuginfo=2", f"-Cincremental={incremental}", "main.rs"),
         cwd=root,
     )
     return objects_in(out, is_optimised=opt_level > 0)
@@ -55,7 +55,9 @@ def c_unit(root: Path, source: str, *flags: str, name: str = "unit", from_archiv
     """A C source as an object."""
     (root / f"{name}.c").write_text(source)
     path = root / f"{name}.o"
-    run("gcc", "-c", "-O1", "-fPIC", "-ffunction-sections", "-fdata-sections", *flags, f"{name}.c", "-o", path, cwd=root)
+    run(
+        "gcc", "-c", "-O1", "-fPIC", "-ffunction-sections", "-fdata-sections", *flags, f"{name}.c", "-o", path, cwd=root
+    )
     return CodeUnit(RelocatableObject(path.read_bytes(), name), name, from_archive=from_archive)
 
 
@@ -77,12 +79,13 @@ def link_image(
         path.write_bytes(contents)
         paths.append(path)
     output = root / f"image.{linker}.elf"
-    program, base = {
-        "lld": (target_dir() / "bin" / "gcc-ld" / "ld.lld", "--image-base"),
-        "bfd": (Path("ld.bfd"), "-Ttext-segment"),
+    # GNU ld would turn loads from the GOT into 32-bit immediates, which do not reach the base address.
+    program: tuple[str | Path, ...] = {
+        "lld": (target_dir() / "bin" / "gcc-ld" / "ld.lld", f"--image-base={base_addr:#x}"),
+        "bfd": ("ld.bfd", f"-Ttext-segment={base_addr:#x}", "--no-relax"),
     }[linker]
     run(
-        *(program, "-static", f"{base}={base_addr:#x}", "--gc-sections", "--build-id=none", "-z", "noseparate-code"),
+        *(*program, "-static", "--gc-sections", "--build-id=none", "-z", "noseparate-code"),
         *("-z", "norelro", "-z", "max-page-size=4096", "-e", "0", *flags.split(), "-o", output),
         *(f"--undefined={name}" for name in keep),
         *paths,

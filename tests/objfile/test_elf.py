@@ -59,9 +59,7 @@ def assert_reads_alike(obj: RelocatableObject) -> None:
     """The object's tables are those that pyelftools finds."""
     file = ELFFile(io.BytesIO(bytes(obj.data)))
     assert [(s.name, *s[2:]) for s in obj.sections] == section_rows(file)
-    mine = [
-        (s.name if s.type != elf.STT_SECTION else "", max(s.shndx, 0), s.value, s.size) for s in obj.symbols
-    ]
+    mine = [(s.name if s.type != elf.STT_SECTION else "", max(s.shndx, 0), s.value, s.size) for s in obj.symbols]
     assert mine == symbol_rows(file)
     relocs = reloc_rows(file)
     assert relocs
@@ -139,9 +137,7 @@ def test_cut_objects_of_rustc_are_refused(small_object: Path) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=8))
-def test_changed_bytes_are_an_object_error_or_another_object(
-    object_bytes: bytes, flips: list[tuple[int, int]]
-) -> None:
+def test_changed_bytes_are_an_object_error_or_another_object(object_bytes: bytes, flips: list[tuple[int, int]]) -> None:
     """Whatever a damaged object holds, nothing but ObjectError is raised."""
     data = bytearray(object_bytes)
     for place, value in flips:

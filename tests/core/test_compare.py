@@ -1,0 +1,74 @@
+"""Which functions differ from what runs, and which statics keep their value."""
+
+from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers
+from hotpatchd.core.unit import HostSymbol
+from tests.core.fakes import FakeHost, FakeUnit, Section, fingerprint
+
+IN_HOST = FakeHost({name: HostSymbol(0x1000, 8, "function", 1) for name in ("f", "g")})
+STATIC_IN_HOST = FakeHost({"S": HostSymbol(0x2000, 8, "data", 1)})
+
+
+def _function(name: str, code: str, lines: str = "", *, local: bool = False) -> Section:
+    return Section(kind="function", names=(name,), code=code, lines=lines, local=local)
+
+
+def _compare(*sections: Section) -> Differences:
+    running = {name: fingerprint("old", "line 1") for name in ("f", "g", "unused")}
+    return find_differences([FakeUnit("cgu", *sections)], running.get, IN_HOST)
+
+
+def test_the_same_code_is_no_difference() -> None:
+    """Neither is a function that the old source did not have."""
+    nothing = Differences(changed=(), moved=(), absent=())
+    assert _compare(_function("f", "old", "line 1"), _function("new", "new")) == nothing
+
+
+def test_other_code_is_a_change() -> None:
+    """Names come out sorted."""
+    assert _compare(_function("g", "new"), _function("f", "new")).changed == ("f", "g")
+
+
+def test_other_line_numbers_are_a_move() -> None:
+    """Such a function does what it did."""
+    assert _compare(_function("f", "old", "line 2")) == Differences(changed=(), moved=("f",), absent=())
+
+
+def test_a_changed_function_that_the_program_lacks() -> None:
+    """There is nothing to be replaced."""
+    assert _compare(_function("unused", "new")) == Differences(changed=(), moved=(), absent=("unused",))
+
+
+def test_object_local_functions_and_statics_are_not_compared() -> None:
+    """Local names say nothing across builds, and state is not code."""
+    sections = _function("f", "new", local=True), Section(kind="data", names=("g",), code="new")
+    assert _compare(*sections) == Differences(changed=(), moved=(), absent=())
+
+
+def test_all_objects_are_compared() -> None:
+    """One edit can change several."""
+    units = FakeUnit("a", _function("f", "new")), FakeUnit("b", _function("g", "new"))
+    assert find_differences(units, lambda _: fingerprint("old"), IN_HOST).changed == ("f", "g")
+
+
+def _static(value: str) -> FakeUnit:
+    return FakeUnit("cgu", Section(kind="data", names=("S",), code=value))
+
+
+def test_a_static_whose_initialiser_changed_keeps_its_value() -> None:
+    """It is told if the program has it."""
+    assert find_kept_initialisers(_static("1"), _static("2"), STATIC_IN_HOST) == ("S",)
+    assert find_kept_initialisers(_static("1"), _static("2"), FakeHost()) == ()
+
+
+def test_a_static_with_the_same_initialiser_is_not_told() -> None:
+    """Nor is one in an object that did not exist before."""
+    assert find_kept_initialisers(_static("1"), _static("1"), STATIC_IN_HOST) == ()
+    assert find_kept_initialisers(None, _static("2"), STATIC_IN_HOST) == ()
+
+
+def test_what_was_a_function_or_is_new_has_no_earlier_initialiser() -> None:
+    """Only a static that was one keeps a value."""
+    function = FakeUnit("cgu", _function("S", "1"))
+    assert find_kept_initialisers(function, _static("2"), STATIC_IN_HOST) == ()
+    assert find_kept_initialisers(_static("1"), function, STATIC_IN_HOST) == ()
+    assert find_kept_initialisers(FakeUnit("cgu"), _static("2"), STATIC_IN_HOST) == ()

@@ -1,0 +1,87 @@
+"""What a program runs after patches and undos, against a program that is played through."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotpatchd.core.session import LiveSymbols, after_applied, after_undo, undo_target
+from hotpatchd.core.unit import Fingerprint, HostSymbol
+from tests.core.fakes import FakeHost, content, fingerprint, session
+
+HOST_FUNCTIONS = ["a", "b"]
+PATCHED = st.frozensets(st.sampled_from([*HOST_FUNCTIONS, "new", "newer"]), min_size=1)
+
+
+class Program:
+    """A program: what code stands at each function's address, and the jumps to other code written over it."""
+
+    def __init__(self) -> None:
+        self.at_address: dict[str, Fingerprint | None] = dict.fromkeys(HOST_FUNCTIONS)
+        self.jumps: list[dict[str, Fingerprint]] = []
+
+    def apply(self, functions: dict[str, Fingerprint]) -> tuple[str, ...]:
+        """Returns the functions that are new."""
+        added = tuple(functions.keys() - self.at_address.keys())
+        self.jumps.append({name: code for name, code in functions.items() if name in self.at_address})
+        self.at_address |= {name: functions[name] for name in added}
+        return added
+
+    def runs(self) -> dict[str, Fingerprint]:
+        """The code that each function runs, where it is not the binary's own."""
+        code = dict(self.at_address)
+        for jumps in self.jumps:
+            code |= jumps
+        return {name: found for name, found in code.items() if found is not None}
+
+
+@given(st.lists(st.one_of(PATCHED, st.integers(1, 4)), max_size=12))
+def test_the_session_knows_what_the_program_runs(happenings: list[frozenset[str] | int]) -> None:
+    """Whatever is applied and taken back: sets are functions that a patch defines, numbers are undos."""
+    known, program = session(1), Program()
+    for number, happening in enumerate(happenings):
+        if isinstance(happening, int):
+            known = after_undo(known, undo_target(known, happening))
+            del program.jumps[max(len(program.jumps) - happening, 0) :]
+        else:
+            functions = {name: fingerprint(f"{name}{number}") for name in happening}
+            added = program.apply(functions)
+            known = after_applied(known, content(f"p{number}", functions, added), number)
+        assert known.running == program.runs()
+        assert len(known.history) == len(program.jumps)
+
+
+@given(st.lists(PATCHED, max_size=4), PATCHED)
+def test_undo_is_the_opposite_of_apply(earlier: list[frozenset[str]], last: frozenset[str]) -> None:
+    """For functions of the binary, what runs is what ran before."""
+    before = session(1)
+    for number, names in enumerate(earlier):
+        before = after_applied(before, content(f"p{number}", {n: fingerprint(f"{n}{number}") for n in names}), 0)
+    after = after_applied(before, content("last", {name: fingerprint("last") for name in last}), 0)
+    undone = after_undo(after, undo_target(after, 1))
+    assert (undone.running, undone.history) == (before.running, before.history)
+
+
+def test_a_patch_leaves_its_symbols_and_its_place_taken() -> None:
+    """Also when it is taken back: pointers may lead there."""
+    patch = content("p1", {"new": fingerprint("n")}, ["new"])
+    applied = after_applied(session(1), patch, 0x30000)
+    undone = after_undo(applied, None)
+    for known in (applied, undone):
+        assert known.next_addr == 0x30000
+        assert known.symbols == patch.symbols
+        assert known.running == {"new": fingerprint("n")}
+
+
+def test_the_target_of_an_undo() -> None:
+    """The newest patch that is left; more than there are is all of them."""
+    known = session(1)
+    for name in ("p1", "p2", "p3"):
+        known = after_applied(known, content(name), 0)
+    assert [undo_target(known, count) for count in (1, 2, 3, 4)] == ["p2", "p1", None, None]
+    assert undo_target(session(1), 1) is None
+
+
+def test_what_patches_added_counts_among_the_programs_symbols() -> None:
+    """The newest definition of a name is the one that is found."""
+    own, added = HostSymbol(1, 1, "function", 1), HostSymbol(2, 2, "function", 1)
+    live = LiveSymbols(FakeHost({"both": own, "own": own}), {"both": added, "added": added})
+    assert [live.find(name) for name in ("both", "own", "added", "none")] == [added, own, added, None]
