@@ -221,6 +221,7 @@ def show_edits(console: Console, name: str, figures: EditFigures) -> None:
         *((f"  {stage}", value) for stage, value in figures.stages_ms.items() if stage != "total"),
         ("bare rustc, incremental, same flags", bare),
         (f"limit: {LIMIT_RATIO} x bare rustc + {LIMIT_EXTRA_MS:.0f}", figures.limit_ms),
+        # It makes a library of a binary, which leaves out what is not `pub`: of a small program next to nothing.
         ("single-object recipe, rustc alone", figures.single_object_ms),
         ("cargo build", figures.cargo_build_ms),
     ):

@@ -15,7 +15,8 @@ from hotpatchd.core.linkline import InputKind, LinkLine, link_inputs
 
 Linker = Literal["lld", "bfd", "mold"]
 
-_VERSION_MARKS: tuple[tuple[str, Linker], ...] = (("LLD ", "lld"), ("GNU ld", "bfd"), ("mold ", "mold"))
+# mold says that it is compatible with GNU ld, so it comes first.
+_VERSION_MARKS: tuple[tuple[str, Linker], ...] = (("LLD ", "lld"), ("mold ", "mold"), ("GNU ld", "bfd"))
 
 _BASE_ADDRESS: dict[Linker, str] = {"lld": "--image-base=", "mold": "--image-base=", "bfd": "-Ttext-segment="}
 
@@ -44,7 +45,7 @@ DROPPED = (
     *_rows(
         "it concerns libraries, and none are linked",
         "--as-needed --no-as-needed -Bstatic -Bdynamic -Bsymbolic --start-group --end-group -( -) --push-state"
-        " --pop-state --whole-archive --no-whole-archive --enable-new-dtags --disable-new-dtags -lto",
+        " --pop-state --whole-archive --no-whole-archive --enable-new-dtags --disable-new-dtags",
         "-rpath --rpath -rpath-link --rpath-link -soname --soname -h -dynamic-linker --dynamic-linker",
     ),
     *_rows(
@@ -156,24 +157,22 @@ def plan_image_link(
 
 
 def _kept_flags(line: LinkLine) -> tuple[list[str], tuple[tuple[str, str], ...]]:
-    kept: list[str] = []
-    dropped: list[tuple[str, str]] = []
+    driver_words: list[str] = []
+    linker_words: list[str] = []
     for item in link_inputs(line):
-        if item.kind is not InputKind.FLAG:
-            dropped.append((" ".join(item.words), f"{item.kind.value} of the program"))
-        elif item.words[0].startswith("-Wl,"):
-            words = [word for joined in item.words for word in joined.split(",")[1:]]
-            left = _filtered(words, dropped)
-            kept += _wrapped(left, direct=False)
+        if item.words[0].startswith("-Wl,"):
+            linker_words += item.words[0].split(",")[1:]
         elif item.words[0] == "-Xlinker":
-            kept += _wrapped(_filtered(item.words[1:], dropped), direct=False)
+            linker_words += item.words[1:]
         else:
-            kept += _filtered(item.words, dropped)
+            driver_words += item.words
+    dropped: list[tuple[str, str]] = []
+    kept = [*_filtered(driver_words, dropped), *_wrapped(_filtered(linker_words, dropped), direct=False)]
     return kept, tuple(dropped)
 
 
 def _filtered(words: Sequence[str], dropped: list[tuple[str, str]]) -> list[str]:
-    """The words less those of dropped flags, which are noted with the reason."""
+    """The words less inputs and dropped flags, which are noted with the reason."""
     left: list[str] = []
     rest = iter(words)
     for word in rest:
@@ -190,7 +189,13 @@ def _filtered(words: Sequence[str], dropped: list[tuple[str, str]]) -> list[str]
             continue
         value = f" {next(rest, '')}" if row.takes_value and word == row.flag else ""
         dropped.append((word + value, row.reason))
-    return left
+    kept: list[str] = []
+    for item in link_inputs(LinkLine(env=(), argv=("", *left))):
+        if item.kind is InputKind.FLAG:
+            kept += item.words
+        else:
+            dropped.append((" ".join(item.words), f"{item.kind.value} of the program"))
+    return kept
 
 
 def _matches(row: Dropped, word: str) -> bool:
@@ -206,4 +211,4 @@ def _wrapped(words: Sequence[str], *, direct: bool) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    return "".join(f"\\{char}" if char in " \t\n\\'\"" else char for char in word)
+    return "".join(f"\\{char}" if char in " \t\n\r\f\v\\'\"" else char for char in word)

@@ -175,7 +175,8 @@ class _Walk:
 
     def is_same(self, definition: Definition, size: int, kind: str) -> bool:
         wanted = definition.kind if definition.kind in ("function", "tls") else "data"
-        if kind != wanted:
+        # An assembler's function may have neither a type nor a size.
+        if kind != wanted and (size or wanted != "function"):
             self.refuse(definition.name, "static_changed", f"it was {_KIND[kind]} and is {_KIND[wanted]} now")
             return False
         if wanted != "function" and definition.size and size and definition.size != size:

@@ -342,11 +342,16 @@ class Patcher:
         return [*paths, str(stub)]
 
     def _detours(self, session: Session, plan: _Plan, image: Image) -> Iterator[tuple[str, Detour]]:
+        seen = set()
         for name in plan.selection.replaced:
             new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
             if new_code is None:
                 raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
             for addr, size in self._places(session, name):
+                # Folded functions that still agree (`_undetourable`) share their one detour.
+                if addr in seen:
+                    continue
+                seen.add(addr)
                 yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
 
     def _address(

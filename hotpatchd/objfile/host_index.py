@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import NoteSection
 
@@ -39,6 +40,9 @@ _KIND_OF_TYPE = {
     elf.STT_NOTYPE: 1,
     elf.STT_TLS: 2,
 }
+
+_UNREADABLE = (OSError, ELFError, ConstructError, ValueError, struct.error)
+"""What reading a damaged binary raises; pyelftools lets the errors of its parser through in places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +253,7 @@ def read_host(path: Path) -> HostIndex:
             rows = data[symtab["sh_offset"] : symtab["sh_offset"] + symtab["sh_size"]]
             strings = data[strtab["sh_offset"] : strtab["sh_offset"] + strtab["sh_size"]]
         return _index_symbols(header, rows, strings)
-    except (OSError, ELFError, ValueError, struct.error) as error:
+    except _UNREADABLE as error:
         raise ObjectError(f"cannot read the symbols of {path}: {error}") from error
 
 
@@ -268,7 +272,7 @@ def build_id_of(path: Path) -> str:
                         return str(note["n_desc"])
             file.seek(0)
             return "sha256-" + hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ELFError) as error:
+    except _UNREADABLE as error:
         raise ObjectError(f"cannot read {path}: {error}") from error
 
 

@@ -48,7 +48,8 @@ def test_a_file_may_be_read_by_a_crate_and_need_a_full_build() -> None:
     """Both hold."""
     inputs = BuildInputs(crates_of={"shared.rs": ("lib",)}, full_build={"shared.rs": "build script"})
     found = classify(["shared.rs"], inputs)
-    assert (found.crates, found.full_build) == ({"lib"}, {"shared.rs": "build script"})
+    assert found.crates == {"lib"}
+    assert found.full_build == {"shared.rs": "build script"}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Which sections make up a patch: each rule, and each reason to refuse."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from hotpatchd.core.select import Selection, select
@@ -30,14 +32,14 @@ def chosen(
     *units: Unit,
     members: tuple[Unit, ...] = (),
     baseline_state: frozenset[str] = frozenset(),
-    **host: HostSymbol,
+    host: Mapping[str, HostSymbol] | None = None,
 ) -> Selection:
     """Select for an edit of ROOT, in a program that has it and the symbols in `host`."""
     definitions: dict[str, Unit] = {name: unit for unit in reversed(units) for name in unit.exports}
     return select(
         roots=[ROOT],
         definitions=definitions,
-        host=FakeHost({ROOT: FUNCTION, **host}),
+        host=FakeHost({ROOT: FUNCTION, **(host or {})}),
         archives=FakeArchives(*members),
         baseline_state=baseline_state,
     )
@@ -74,15 +76,18 @@ def test_edited_functions_are_called_where_the_program_has_them() -> None:
 
 def test_functions_that_the_program_has_stay_there() -> None:
     """Although the build defines them, too."""
-    selection = chosen(FakeUnit("a", root("helper", "far"), function("helper")), FakeUnit("b", function("far")),
-                       helper=FUNCTION, far=FUNCTION)  # fmt: skip
+    selection = chosen(
+        FakeUnit("a", root("helper", "far"), function("helper")),
+        FakeUnit("b", function("far")),
+        host={"helper": FUNCTION, "far": FUNCTION},
+    )
     assert taken(selection) == {"a": {1}}
     assert selection.host_names == {ROOT, "helper", "far"}
 
 
 def test_statics_that_the_program_has_stay_there() -> None:
     """The patch refers to the program's instance."""
-    selection = chosen(FakeUnit("a", root(STATE), Section(kind="data", names=(STATE,))), **{STATE: DATA})
+    selection = chosen(FakeUnit("a", root(STATE), Section(kind="data", names=(STATE,))), host={STATE: DATA})
     assert taken(selection) == {"a": {1}}
     assert STATE in selection.host_names
     assert selection.new_state == ()
@@ -124,7 +129,8 @@ def test_an_object_prefers_its_own_definition() -> None:
 def test_what_nobody_defines_is_an_import() -> None:
     """The C library is not among the archives."""
     selection = chosen(FakeUnit("a", root("memcpy", "memcpy")))
-    assert (selection.imports, selection.refusals) == ({"memcpy"}, ())
+    assert selection.imports == {"memcpy"}
+    assert selection.refusals == ()
 
 
 def test_a_rust_function_that_nobody_defines_is_refused() -> None:
@@ -136,15 +142,16 @@ def test_a_rust_function_that_nobody_defines_is_refused() -> None:
 def test_local_functions_and_constants_come_along() -> None:
     """Also when the program has something of that name."""
     local = Section(kind="function", names=("helper",), local=True, inside=(3,))
-    selection = chosen(FakeUnit("a", root(inside=(2,)), local, Section(kind="constant")), helper=FUNCTION)
+    selection = chosen(FakeUnit("a", root(inside=(2,)), local, Section(kind="constant")), host={"helper": FUNCTION})
     assert taken(selection) == {"a": {1, 2, 3}}
-    assert (selection.host_names, selection.added) == ({ROOT}, ())
+    assert selection.host_names == {ROOT}
+    assert selection.added == ()
 
 
 def test_local_functions_that_other_objects_share() -> None:
     """One that the program has is the program's, by its place; a new one comes along and is counted."""
     shared = Section(kind="function", names=(NEW,), local=True, shared=True)
-    there = chosen(FakeUnit("a", root(NEW), shared), **{NEW: FUNCTION})
+    there = chosen(FakeUnit("a", root(NEW), shared), host={NEW: FUNCTION})
     assert taken(there) == {"a": {1}}
     assert [definition.name for definition in places(there).values()] == [NEW]
     new = chosen(FakeUnit("a", root(NEW), shared))
@@ -165,7 +172,7 @@ def test_places_outside_of_all_sections_lead_nowhere() -> None:
 def test_local_statics_that_the_program_has_stay_there() -> None:
     """The place in the object is given the program's name for it."""
     static = Section(kind="data", names=(STATE,), local=True)
-    selection = chosen(FakeUnit("a", root(inside=(2,)), static), **{STATE: DATA})
+    selection = chosen(FakeUnit("a", root(inside=(2,)), static), host={STATE: DATA})
     assert taken(selection) == {"a": {1}}
     assert places(selection)[2].name == STATE
     assert STATE in selection.host_names
@@ -174,7 +181,7 @@ def test_local_statics_that_the_program_has_stay_there() -> None:
 def test_a_static_reached_by_its_place_is_known_by_its_name() -> None:
     """Other objects know it, so the program may; if not, it comes along."""
     unit = FakeUnit("a", root(inside=(2,)), Section(kind="data", names=(STATE,)))
-    there = chosen(unit, **{STATE: DATA})
+    there = chosen(unit, host={STATE: DATA})
     assert (taken(there), places(there)[2].name) == ({"a": {1}}, STATE)
     new = chosen(unit)
     assert (taken(new), places(new), new.new_state) == ({"a": {1, 2}}, {}, (STATE,))
@@ -203,7 +210,7 @@ def test_new_statics_come_along() -> None:
 )
 def test_a_static_that_became_another_is_refused(section: Section, before: HostSymbol, told: str) -> None:
     """By name, saying what it was and is."""
-    selection = chosen(FakeUnit("a", root(STATE), section), **{STATE: before})
+    selection = chosen(FakeUnit("a", root(STATE), section), host={STATE: before})
     assert reasons(selection) == [(STATE, "static_changed")]
     assert told in selection.refusals[0].detail
 
@@ -211,13 +218,22 @@ def test_a_static_that_became_another_is_refused(section: Section, before: HostS
 def test_a_size_that_is_not_known_is_no_difference() -> None:
     """Not every object says how large a symbol is."""
     unit = FakeUnit("a", root(STATE), Section(kind="data", names=(STATE,), size=0))
-    assert chosen(unit, **{STATE: DATA}).refusals == ()
+    assert chosen(unit, host={STATE: DATA}).refusals == ()
+
+
+def test_a_function_written_in_assembler_stays_there() -> None:
+    """Its symbol in the program has no type, so it looks like data, and no size."""
+    selection = chosen(
+        FakeUnit("a", root("memcpy_fast"), function("memcpy_fast")), host={"memcpy_fast": DATA._replace(size=0)}
+    )
+    assert selection.refusals == ()
+    assert selection.host_names == {ROOT, "memcpy_fast"}
 
 
 def test_a_local_static_that_changed_is_refused() -> None:
     """As one that other objects know."""
     static = Section(kind="data", names=(STATE,), local=True, size=16)
-    assert reasons(chosen(FakeUnit("a", root(inside=(2,)), static), **{STATE: DATA})) == [(STATE, "static_changed")]
+    assert reasons(chosen(FakeUnit("a", root(inside=(2,)), static), host={STATE: DATA})) == [(STATE, "static_changed")]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +242,7 @@ def test_a_local_static_that_changed_is_refused() -> None:
 def test_a_local_static_that_may_be_one_of_several_is_refused(name: str, found: HostSymbol) -> None:
     """The program has two of the name, or the name is a C compiler's."""
     static = Section(kind="data", names=(name,), local=True)
-    selection = chosen(FakeUnit("a", root(inside=(2,)), static), **{name: found})
+    selection = chosen(FakeUnit("a", root(inside=(2,)), static), host={name: found})
     assert reasons(selection) == [(name, "ambiguous_static")]
 
 
@@ -239,14 +255,20 @@ def test_a_static_that_lost_its_name_is_refused() -> None:
 def test_a_second_instance_of_an_archives_state_is_refused() -> None:
     """A member that the program has brings state that cannot be found in it."""
     state = Section(kind="data", names=("pool",), local=True)
-    member = FakeUnit("c", Section(kind="function", names=("c_new",), inside=(2,)), state, function("c_old"),
-                      from_archive=True)  # fmt: skip
-    assert reasons(chosen(FakeUnit("a", root("c_new")), members=(member,), c_old=FUNCTION)) == [
+    member = FakeUnit(
+        "c", Section(kind="function", names=("c_new",), inside=(2,)), state, function("c_old"), from_archive=True
+    )
+    assert reasons(chosen(FakeUnit("a", root("c_new")), members=(member,), host={"c_old": FUNCTION})) == [
         ("pool", "second_instance")
     ]
-    nameless = FakeUnit("c", Section(kind="function", names=("c_new",), inside=(2,)), Section(kind="data"),
-                        function("c_old"), from_archive=True)  # fmt: skip
-    selection = chosen(FakeUnit("a", root("c_new")), members=(nameless,), c_old=FUNCTION)
+    nameless = FakeUnit(
+        "c",
+        Section(kind="function", names=("c_new",), inside=(2,)),
+        Section(kind="data"),
+        function("c_old"),
+        from_archive=True,
+    )
+    selection = chosen(FakeUnit("a", root("c_new")), members=(nameless,), host={"c_old": FUNCTION})
     assert reasons(selection) == [("a static of c", "second_instance")]
 
 
@@ -254,7 +276,7 @@ def test_rust_state_of_an_archive_that_the_program_lacks_is_new() -> None:
     """Its name would be in the program if it were there."""
     use = Section(kind="function", names=("_RNvCs_3std3use",), to=(STATE,))
     member = FakeUnit("std", use, Section(kind="data", names=(STATE,)), function("had"), from_archive=True)
-    selection = chosen(FakeUnit("a", root("_RNvCs_3std3use")), members=(member,), had=FUNCTION)
+    selection = chosen(FakeUnit("a", root("_RNvCs_3std3use")), members=(member,), host={"had": FUNCTION})
     assert (selection.refusals, selection.new_state) == ((), (STATE,))
 
 
@@ -278,7 +300,7 @@ def test_a_new_thread_local_reached_by_its_place(local: bool) -> None:
 
 def test_a_thread_local_that_the_program_has_stays_there() -> None:
     """It is not new."""
-    selection = chosen(FakeUnit("a", root(TLS), Section(kind="tls", names=(TLS,))), **{TLS: THREAD_LOCAL})
+    selection = chosen(FakeUnit("a", root(TLS), Section(kind="tls", names=(TLS,))), host={TLS: THREAD_LOCAL})
     assert (selection.thread_locals, taken(selection)) == ((), {"a": {1}})
     assert TLS in selection.host_names
 

@@ -240,7 +240,7 @@ class World(RuleBasedStateMachine):
         """Once everybody has done what they were told, nothing is left over."""
         if self.state.phase == "waiting":
             self.feed(BaselineReady(inputs=INPUTS))
-        while self.state.phase != "idle":
+        for _ in range(9):
             if self.building is not None:
                 self.end_build(True)
             for client in sorted(self.preparing):
@@ -248,6 +248,7 @@ class World(RuleBasedStateMachine):
                 self.feed(Prepared(client=client))
             for client in sorted(self.unanswered):
                 self.give_answer(client, True)
+        assert self.state.phase == "idle"
         assert self.open_edit is None
         assert self.requests == set()
         assert self.state.dirty == self.newer_than_objects

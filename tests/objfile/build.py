@@ -80,14 +80,11 @@ def link_image(
         paths.append(path)
     output = root / f"image.{linker}.elf"
     # GNU ld would turn loads from the GOT into 32-bit immediates, which do not reach the base address.
-    program: tuple[str | Path, ...] = {
+    programs: dict[str, tuple[str | Path, ...]] = {
         "lld": (target_dir() / "bin" / "gcc-ld" / "ld.lld", f"--image-base={base_addr:#x}"),
         "bfd": ("ld.bfd", f"-Ttext-segment={base_addr:#x}", "--no-relax"),
-    }[linker]
-    run(
-        *(*program, "-static", "--gc-sections", "--build-id=none", "-z", "noseparate-code"),
-        *("-z", "norelro", "-z", "max-page-size=4096", "-e", "0", *flags.split(), "-o", output),
-        *(f"--undefined={name}" for name in keep),
-        *paths,
-    )
+    }
+    settings = f"-static --gc-sections --build-id=none -z noseparate-code -z norelro -z max-page-size=4096 -e 0 {flags}"
+    roots = [f"--undefined={name}" for name in keep]
+    run(*programs[linker], *settings.split(), *roots, "-o", output, *paths)
     return output

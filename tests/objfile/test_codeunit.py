@@ -24,7 +24,7 @@ EDITS = {
 }
 
 INLINED = {"string literal": {"main"}}
-"""What an edit changes instead in an optimised program: its only caller has the literal, which lies in another object."""
+"""What an edit changes instead in an optimised program: its only caller has the literal."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,8 @@ def functions(objects: BuildObjects) -> set[str]:
 
 def differing(before: BuildObjects, after: BuildObjects) -> tuple[set[str], set[str]]:
     """The functions of both builds that changed, and those that only moved, by the last part of their names."""
-    changed, moved = set(), set()
+    changed: set[str] = set()
+    moved: set[str] = set()
     for symbol in functions(before) & functions(after):
         old, new = before.fingerprint(symbol), after.fingerprint(symbol)
         assert old is not None
