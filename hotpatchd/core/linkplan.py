@@ -139,7 +139,10 @@ def plan_image_link(
     """
     direct = is_direct(line)
     kept, dropped = _kept_flags(line)
+    # Above 2 GiB GNU ld cannot relax loads from the GOT, tries all the same, and fails.
+    relax = ["--no-relax"] if linker == "bfd" else []
     settings = [
+        *relax,
         f"{_BASE_ADDRESS[linker]}{base_addr:#x}",
         "--gc-sections",
         "--build-id=none",

@@ -77,7 +77,7 @@ _INSTEAD = "rustc would print this instead of compiling"
 _MESSAGES = "the daemon reads the diagnostics and shows them itself"
 _REBUILT = "the dependency was rebuilt, and its new metadata is there"
 _AS_CAPTURED = "this value suits the recipe"
-_LTO = "objects are needed, not bitcode for a later link; a crate is also not optimised with its dependencies"
+_LTO = "objects are needed, not bitcode for a later link"
 
 _COMMON = _rows(
     (f"--crate-name, {_options('metadata extra-filename symbol-mangling-version')}", "keep", _IDENTITY),
@@ -96,7 +96,7 @@ _COMMON = _rows(
     ("-C debuginfo, -C dwarf-version", "keep", "debug info is what the developer asked for"),
     ("-C split-debuginfo", "drop", "debug info is read from the objects themselves"),
     ("-C save-temps", "drop", "it litters the output directory"),
-    ("-C lto, -C linker-plugin-lto", "drop", _LTO),
+    ("-C linker-plugin-lto", "drop", _LTO),
     ("-C embed-bitcode", "keep", "without linking, rustc embeds none"),
     (
         _options(
@@ -125,6 +125,7 @@ CGU: Mapping[str, Row] = _COMMON | _rows(
     ("-C codegen-units", "set", "the smaller the units, the less an edit compiles"),
     ("-C link-dead-code", "set", "functions and statics keep global names, also unused ones"),
     ("-C opt-level", "set", "compiles fastest; symbol names do not depend on it"),
+    ("-C lto", "set", "across units it would change objects that an edit does not touch, and rename their constants"),
     ("--error-format, --json", "set", _MESSAGES),
 )
 
@@ -134,11 +135,11 @@ SINGLE_OBJECT: Mapping[str, Row] = _COMMON | _rows(
     ("-C codegen-units", "drop", "with more than one, rustc ignores the path of --emit"),
     ("-C link-dead-code", "keep", _CODE),
     ("-C opt-level", "set", "compiles fastest"),
+    ("-C lto", "drop", _LTO),
     ("--error-format, --json", "drop", "diagnostics go to the terminal as rustc prints them"),
 )
 
 _NEEDS_NO_LINKER = {"bin", "lib", "rlib"}
-_LTO_OFF = {"off", "no", "n", "false"}
 
 
 def find_refusal(argv: Sequence[str]) -> str | None:
@@ -191,13 +192,12 @@ def edit_cgu(
         kept.add("--crate-type")
     else:
         inferred.append(long_arg("--crate-type", "rlib"))
-    if codegen(args, "lto") in _LTO_OFF:
-        kept.add("-C lto")
     added = [
         long_arg("--emit", "obj,dep-info,metadata" if with_metadata else "obj,dep-info"),
         long_arg("--out-dir", out_dir),
         codegen_arg("codegen-units", "256"),
         codegen_arg("incremental", incremental_dir),
+        codegen_arg("lto", "off"),
         *([codegen_arg("link-dead-code", "yes")] if link_dead_code else []),
         long_arg("--error-format", "json"),
     ]

@@ -29,6 +29,8 @@ def configure(stream: TextIO, *, verbose: bool = False) -> None:
         verbose: show debug lines too.
     """
     terminal = stream.isatty()
+    # On a terminal every edit has a line of its own (`hotpatchd.daemon.report`).
+    level = logging.WARNING if terminal else logging.INFO
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -39,7 +41,7 @@ def configure(stream: TextIO, *, verbose: bool = False) -> None:
                 else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
             ),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if verbose else level),
         logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )

@@ -125,6 +125,13 @@ class Patcher:
                     )
                 )
             image, elf_path = await self._link(session, plan)
+            if image.end > session.hello.region.addr + session.hello.region.size:
+                full = Refusal(
+                    symbol=None,
+                    reason="region_full",
+                    detail="the address space that the program keeps for patches is used up: restart it",
+                )
+                return Ready(prepared=Prepared(client=session.client, refusals=(full,)))
             patch, content = self._address(session, edit, plan, image, elf_path)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
@@ -287,8 +294,6 @@ class Patcher:
                 output=finished.stderr.decode("utf-8", "replace"),
             )
         image = read_image(elf_path)
-        if image.end > region.addr + region.size:
-            raise BuildError("the address space reserved for patches is used up", hint="restart the program")
         for covered in range(slot + 1, (image.end - 1 - region.addr) // region.slot_size + 1):
             alias = elf_dir / f"slot-{covered}.elf"
             alias.unlink(missing_ok=True)

@@ -181,6 +181,9 @@ class Daemon:
         )
         token = secrets.token_hex(32)
         with StateLock(self.state_dir) as lock:
+            # Left by earlier daemons; a program that outlived one is taken back to its own code when it connects.
+            for left in ("link", "patches"):
+                shutil.rmtree(self.state_dir / left, ignore_errors=True)
             async with self._listening(token) as url, watcher:
                 self._watcher = watcher
                 fat = await self._fat_build(watcher)
@@ -191,7 +194,10 @@ class Daemon:
                 if program is None or client is None:
                     work = _for_ever()
                 else:
-                    environ = client_environ(self.options.environ, client, self.state_dir, fat.executable)
+                    # What `cargo run` sets as well.
+                    package = {k: v for k, v in fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
+                    base = {**self.options.environ, **package}
+                    environ = client_environ(base, client, self.state_dir, fat.executable)
                     work = self._run_program([str(fat.executable), *program], environ)
                 try:
                     return await _first(work, self._follow_files(fat, link_line, host, linker, watcher, url))
@@ -366,7 +372,7 @@ class Daemon:
             record = to_record(event, time.time())
             _log.info(logs.EDIT_JUDGED, **{key: value for key, value in record.items() if key not in ("event", "ts")})
         elif isinstance(event, RebuildFailed):
-            _log.warning(logs.REBUILD_FAILED, edit=event.edit, diagnostics=event.diagnostics)
+            _log.info(logs.REBUILD_FAILED, edit=event.edit, diagnostics=event.diagnostics)
 
     async def _rebuild(self, crates: frozenset[str]) -> None:
         assert self._builder is not None

@@ -95,8 +95,8 @@ class RegionShape(Struct, kw_only=True):
 class ThreadLocalReserveShape(Struct, kw_only=True):
     """Bytes that the client keeps in every thread for new thread-locals."""
 
-    offset: Annotated[int, Meta(gt=-(2**53), lt=2**53)] = 0
-    size: Count = 0
+    offset: Annotated[int, Meta(gt=-(2**53), lt=2**53)]
+    size: Count
 
 
 class HelloMessage(Message):
@@ -112,9 +112,9 @@ class HelloMessage(Message):
     target: Name
     slide: Address
     region: RegionShape
+    thread_locals: ThreadLocalReserveShape
     page_size: Annotated[int, Meta(gt=0, lt=2**53)]
     patches: tuple[Hex64, ...]
-    thread_locals: ThreadLocalReserveShape = field(default_factory=ThreadLocalReserveShape)
 
 
 class OnStackShape(Struct, kw_only=True):

@@ -26,7 +26,7 @@ from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.stub import TlsBlock
 
-_MAGIC = b"hpdidx\x00\x02"
+_MAGIC = b"hpdidx\x00\x03"
 _HEADER = struct.Struct("<8sQ")
 """Magic with a format version, length of the JSON header in bytes."""
 
@@ -291,9 +291,14 @@ def _host_header(binary: ELFFile, build_id: str) -> HostHeader:
     )
 
 
+def _without_suffix(name: bytes) -> bytes:
+    """The name less the `.llvm.<n>` that link-time optimisation adds to local symbols when it makes them global."""
+    return name.partition(b".llvm.")[0]
+
+
 def _index_symbols(header: HostHeader, rows: bytes, strings: bytes) -> HostIndex:
     found = sorted(
-        (strings[name : strings.index(b"\0", name)], value, size, _KIND_OF_TYPE[info & 15])
+        (_without_suffix(strings[name : strings.index(b"\0", name)]), value, size, _KIND_OF_TYPE[info & 15])
         for name, info, _, shndx, value, size in elf.SYM.iter_unpack(rows)
         if name and 0 < shndx < elf.SHN_LORESERVE and info & 15 in _KIND_OF_TYPE
     )

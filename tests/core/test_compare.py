@@ -70,5 +70,5 @@ def test_what_was_a_function_or_is_new_has_no_earlier_initialiser() -> None:
     """Only a static that was one keeps a value."""
     function = FakeUnit("cgu", _function("S", "1"))
     assert find_kept_initialisers(function, _static("2"), STATIC_IN_HOST) == ()
-    assert find_kept_initialisers(_static("1"), function, STATIC_IN_HOST) == ()
+    assert find_kept_initialisers(_static("2"), function, STATIC_IN_HOST) == ()
     assert find_kept_initialisers(FakeUnit("cgu"), _static("2"), STATIC_IN_HOST) == ()

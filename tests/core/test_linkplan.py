@@ -183,12 +183,19 @@ def test_drivers_and_linkers_are_told_apart(driver: str, direct: bool) -> None:
     ],
 )
 def test_each_linker_is_told_the_address_in_its_own_words(linker: Linker, flag: str) -> None:
-    """Nothing else differs between them."""
+    """Nothing else differs between them, but for what GNU ld must not do."""
     argv = _plan(_line("a.o"), linker=linker).argv
     assert flag in argv
-    assert [word for word in argv if word != flag] == [
-        word for word in _plan(_line("a.o")).argv if word != "--image-base=0x555540000000"
+    others = [word for word in argv if word not in (flag, "--no-relax", "-Xlinker")]
+    assert others == [
+        word for word in _plan(_line("a.o")).argv if word not in ("--image-base=0x555540000000", "-Xlinker")
     ]
+
+
+def test_gnu_ld_is_kept_from_relaxing_what_it_cannot() -> None:
+    """It fails on loads from the GOT where the patch lies above 2 GiB; the others do not."""
+    assert "--no-relax" in _plan(_line("a.o"), linker="bfd").argv
+    assert "--no-relax" not in _plan(_line("a.o"), linker="lld").argv
 
 
 def test_the_response_file_names_what_to_keep_and_the_objects() -> None:

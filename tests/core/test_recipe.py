@@ -53,7 +53,7 @@ def test_a_captured_bin_by_codegen_unit() -> None:
         *("-C", "link-arg=-Wl,-z,now", "--cfg", "odd", "--check-cfg", "cfg(odd)"),
         *("--extern", "util=/thin/util/libutil-7240062473c88f82.rmeta"),
         *("--emit=obj,dep-info,metadata", "--out-dir=/out", "-C", "codegen-units=256", "-C", "incremental=/inc"),
-        *("-C", "link-dead-code=yes", "--error-format=json", "--json=diagnostic-rendered-ansi"),
+        *("-C", "lto=off", "-C", "link-dead-code=yes", "--error-format=json", "--json=diagnostic-rendered-ansi"),
         *("-C", "opt-level=0"),
     )
 
@@ -152,11 +152,18 @@ def test_the_edits_say_what_was_done_and_why() -> None:
     assert {flag: edits[flag].action for flag in ("-C opt-level=3", "-C opt-level=0", "-C lto=off")} == {
         "-C opt-level=3": "drop",
         "-C opt-level=0": "set",
-        "-C lto=off": "keep",
+        "-C lto=off": "set",
     }
     assert edits["-C split-debuginfo=packed"].action == "drop"
     assert edits["-C metadata=9fb4b261b1dd90c4"].action == "keep"
     assert all(edit.reason for edit in edits.values())
+
+
+def test_a_library_can_be_rebuilt_without_its_dead_code() -> None:
+    """Then the option is not there at all, also where it was captured."""
+    argv = (*CAPTURED["dev-lib"], "-C", "link-dead-code")
+    edited = edit_cgu(argv, out_dir="/out", incremental_dir="/inc", link_dead_code=False)
+    assert codegen(parse_argv(edited.argv), "link-dead-code") is None
 
 
 def test_an_optimised_host_can_be_matched() -> None:

@@ -187,6 +187,14 @@ def test_a_static_reached_by_its_place_is_known_by_its_name() -> None:
     assert (taken(new), places(new), new.new_state) == ({"a": {1, 2}}, {}, (STATE,))
 
 
+def test_a_static_that_other_languages_know_is_reached_by_its_place() -> None:
+    """A plain name is enough where the linker lets only one object have it."""
+    unit = FakeUnit("a", root(inside=(2,)), Section(kind="data", names=("counter",)))
+    selection = chosen(unit, host={"counter": DATA})
+    assert selection.refusals == ()
+    assert places(selection)[2].name == "counter"
+
+
 def test_new_statics_come_along() -> None:
     """Named or not, from the build or from an archive that the program has nothing of."""
     member = FakeUnit("c", function("c_new"), Section(kind="data", names=("c_state",), local=True), from_archive=True)

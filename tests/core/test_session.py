@@ -1,5 +1,7 @@
 """What a program runs after patches and undos, against a program that is played through."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,11 +64,12 @@ def test_undo_is_the_opposite_of_apply(earlier: list[frozenset[str]], last: froz
 
 def test_a_patch_leaves_its_symbols_and_its_place_taken() -> None:
     """Also when it is taken back: pointers may lead there."""
-    patch = content("p1", {"new": fingerprint("n")}, ["new"])
+    patch = replace(content("p1", {"new": fingerprint("n")}, ["new"]), thread_locals=24)
     applied = after_applied(session(1), patch, 0x30000)
     undone = after_undo(applied, None)
     for known in (applied, undone):
         assert known.next_addr == 0x30000
+        assert known.thread_locals == 24
         assert known.symbols == patch.symbols
         assert known.running == {"new": fingerprint("n")}
 

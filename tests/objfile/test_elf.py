@@ -111,7 +111,8 @@ def read_all(data: bytes) -> None:
     _ = obj.symbols_of_section
     for index, section in enumerate(obj.sections):
         obj.contents(section)
-        obj.relocs(index)
+        for reloc in obj.relocs(index):
+            assert obj.symbols[reloc.symbol].shndx < len(obj.sections)
 
 
 @pytest.fixture(scope="module")

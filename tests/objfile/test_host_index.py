@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile.host_index import HostIndex, build_id_of, host_index, load_index, read_host, save_index
+from hotpatchd.objfile.stub import TlsBlock
 from tests.objfile.build import run
 from tests.objfile.sources import PROGRAM
 
@@ -132,6 +133,15 @@ def test_thread_locals_lie_where_the_running_program_has_them(tmp_path: Path, ki
         found = index.find(name)
         assert isinstance(found, HostSymbol)
         assert (found.kind, found.addr) == ("tls", int(offset))
+
+
+@given(addr=st.integers(0, 2**20), size=st.integers(1, 2**12), power=st.integers(0, 12))
+def test_a_thread_local_segment_is_placed_as_its_address_demands(addr: int, size: int, power: int) -> None:
+    """It ends as near below the thread pointer as its start's place within the alignment allows."""
+    align = 1 << power
+    start = TlsBlock(addr=addr, size=size, align=align).offset(0)
+    assert (start - addr) % align == 0
+    assert size <= -start < size + align
 
 
 @pytest.mark.parametrize(("flag", "expected"), [("-pie", True), ("-no-pie", False)])
