@@ -1,12 +1,12 @@
-//! What depends on the processor: the detour, the registers of an interrupted thread, and the way back from a
-//! signal handler. Another processor is another module with the same names.
+//! What depends on the processor: the detour, the thread pointer, the registers of an interrupted thread, and the way
+//! back from a signal handler. Another processor is another module with the same names.
 
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
-    use std::arch::global_asm;
+    use std::arch::{asm, global_asm};
 
     pub const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -29,6 +29,13 @@ mod x86_64 {
         let displacement = i32::try_from(to.wrapping_sub(next) as i64).ok()?;
         let [a, b, c, d] = displacement.to_le_bytes();
         Some([0xe9, a, b, c, d])
+    }
+
+    /// What the calling thread's thread-locals are at fixed offsets from. Source: System V ABI, AMD64 supplement, 3.4.2.
+    pub fn thread_pointer() -> u64 {
+        let pointer;
+        unsafe { asm!("mov {}, fs:[0]", out(reg) pointer, options(pure, readonly, nostack, preserves_flags)) };
+        pointer
     }
 
     /// The registers that a signal handler's third argument holds.

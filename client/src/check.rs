@@ -1,7 +1,8 @@
 //! Decides whether a patch can be applied, before anything is touched.
 
 use crate::arch::{detour, DETOUR_LEN};
-use crate::host::{hex, Host};
+use crate::host::{hex, unhex, Host};
+use crate::locals::{Initial, Reserve};
 use crate::memory::{pages, REGION_SIZE, SLOT_SIZE};
 use crate::unwind::{check_eh_frame, contains};
 use crate::wire::{Patch, Protection, Reason, Refusal};
@@ -19,6 +20,7 @@ pub struct Plan {
     pub code: Vec<Range<u64>>,
     pub eh_frame: Option<Range<u64>>,
     pub detours: Vec<Jump>,
+    pub thread_locals: Vec<Initial>,
     /// The first free address after the patch, a multiple of the slot size.
     pub next: u64,
 }
@@ -45,6 +47,7 @@ pub struct Ground<'a> {
     pub next: u64,
     /// Executable segments of all patches so far.
     pub code: &'a [Range<u64>],
+    pub reserve: Option<&'a Reserve>,
 }
 
 /// Checks everything that the daemon says of a patch.
@@ -68,6 +71,7 @@ pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refus
         slots: resolve_imports(patch)?,
         eh_frame: find_eh_frame(patch, bytes, &code)?,
         detours: encode_detours(patch, ground, &code)?,
+        thread_locals: place_thread_locals(patch, ground)?,
         next: end.next_multiple_of(SLOT_SIZE),
         segments,
         code,
@@ -159,4 +163,18 @@ fn encode_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result
         return Err(Reason::Malformed.because(format!("two detours overlap at {:#x}", pair[1].from.start)));
     }
     Ok(detours)
+}
+
+fn place_thread_locals(patch: &Patch, ground: &Ground) -> Result<Vec<Initial>, Refusal> {
+    let initials = patch.thread_locals.iter().map(|local| {
+        let wrong =
+            |reason: Reason, what: &str| reason.because(format!("the thread-local at offset {} {what}", local.offset));
+        let content = unhex(&local.data).ok_or_else(|| wrong(Reason::Malformed, "has data that is not hex"))?;
+        let initial = Initial { offset: local.offset, content };
+        match ground.reserve {
+            Some(reserve) if reserve.holds(&initial) => Ok(initial),
+            _ => Err(wrong(Reason::Address, "is outside the reserve")),
+        }
+    });
+    initials.collect()
 }

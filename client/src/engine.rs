@@ -4,10 +4,11 @@ use crate::announce::register_with_gdb;
 use crate::arch::DETOUR_LEN;
 use crate::check::{check, Ground, Plan};
 use crate::host::Host;
+use crate::locals::{Initial, Reserve, Unlocked};
 use crate::memory::{discard, protect, Memory, REGION_SIZE, SLOT_SIZE};
 use crate::park::{Parking, Stuck, SIGNAL};
 use crate::unwind::{with_modules, Module, Walker};
-use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, Timings};
+use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
 use libc::pid_t;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,6 +23,7 @@ pub struct Engine {
     pub instance: String,
     region_addr: u64,
     next: u64,
+    reserve: Option<Reserve>,
     /// In force, oldest first.
     patches: Vec<InForce>,
     /// Every body that each detoured function has had, the host's first; taken back ones too, since threads may run them.
@@ -65,6 +67,8 @@ enum Hindrance {
     Stuck(Stuck),
     /// The thread is, or will return, between the bytes that are to be overwritten.
     Inside(pid_t, u64),
+    /// The thread is starting another, which may have its thread-locals already.
+    Starting(pid_t),
     Unwritable(io::Error),
 }
 
@@ -74,13 +78,14 @@ extern "C" {
 }
 
 impl Engine {
-    pub fn new(host: Host, instance: String, region_addr: u64) -> io::Result<Engine> {
+    pub fn new(host: Host, instance: String, region_addr: u64, reserve: Option<Reserve>) -> io::Result<Engine> {
         membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE);
         Ok(Engine {
             host,
             instance,
             region_addr,
             next: region_addr,
+            reserve,
             patches: Vec::new(),
             bodies: BTreeMap::new(),
             code: Vec::new(),
@@ -94,6 +99,10 @@ impl Engine {
         Region { addr: self.region_addr, size: REGION_SIZE, slot_size: SLOT_SIZE, next: self.next }
     }
 
+    pub fn thread_locals(&self) -> ThreadLocals {
+        self.reserve.as_ref().map(Reserve::describe).unwrap_or_default()
+    }
+
     /// Ids of the patches in force, oldest first.
     pub fn patches(&self) -> Vec<&str> {
         self.patches.iter().map(|patch| &*patch.patch).collect()
@@ -101,7 +110,13 @@ impl Engine {
 
     pub fn apply(&mut self, patch: &Patch, bytes: &[u8]) -> Result<Applied, Refusal> {
         let begun = Instant::now();
-        let ground = Ground { host: &self.host, region_addr: self.region_addr, next: self.next, code: &self.code };
+        let ground = Ground {
+            host: &self.host,
+            region_addr: self.region_addr,
+            next: self.next,
+            code: &self.code,
+            reserve: self.reserve.as_ref(),
+        };
         let plan = check(patch, bytes, &ground)?;
         let verify = begun.elapsed();
         copy(&plan, bytes)
@@ -122,7 +137,7 @@ impl Engine {
             })
     }
 
-    /// Registers the frames and writes the detours of a patch that has been copied.
+    /// Registers the frames and writes the detours and thread-locals of a patch that has been copied.
     fn put_in_force(&mut self, patch: &Patch, plan: &Plan) -> Result<Rewritten, Refusal> {
         let tables = plan.tables();
         let changes = plan.detours.iter().map(|jump| {
@@ -133,7 +148,7 @@ impl Engine {
         if let Some(eh_frame) = &plan.eh_frame {
             unsafe { __register_frame(eh_frame.start as *const u8) };
         }
-        let rewritten = self.rewrite(&changes).map_err(|refusal| {
+        let rewritten = self.rewrite(&changes, &plan.thread_locals).map_err(|refusal| {
             if let Some(eh_frame) = &plan.eh_frame {
                 unsafe { __deregister_frame(eh_frame.start as *const u8) };
             }
@@ -197,7 +212,7 @@ impl Engine {
         });
         let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
         let verify = begun.elapsed();
-        let rewritten = self.rewrite(&changes)?;
+        let rewritten = self.rewrite(&changes, &[])?;
         self.patches.truncate(kept);
         Ok(self.answer(rewritten, verify, Duration::ZERO, begun))
     }
@@ -218,8 +233,14 @@ impl Engine {
     }
 
     /// Writes all changes while no other thread runs; tries again while one is in the way.
-    fn rewrite(&mut self, changes: &[Change]) -> Result<Rewritten, Refusal> {
-        if changes.is_empty() {
+    fn rewrite(&mut self, changes: &[Change], locals: &[Initial]) -> Result<Rewritten, Refusal> {
+        let unlocked = match &self.reserve {
+            Some(reserve) if !locals.is_empty() => Some(reserve.unlock(locals).map_err(|error| {
+                Reason::Memory.because(format!("cannot write the initial image of thread-locals: {error}"))
+            })?),
+            _ => None,
+        };
+        if changes.is_empty() && unlocked.is_none() {
             return Ok(Rewritten { threads: 0, parked: Duration::ZERO, on_stack: Vec::new() });
         }
         let mut hindrance = None;
@@ -229,7 +250,8 @@ impl Engine {
             with_modules(|mut modules| {
                 modules.extend_from_slice(tables);
                 let walker = Walker::new(modules, memory);
-                result = Some(rewrite_once(changes, memory, parking, walker, FIRST_LIMIT * (1 << attempt.min(3))));
+                let limit = FIRST_LIMIT * (1 << attempt.min(3));
+                result = Some(rewrite_once(changes, unlocked.as_ref(), memory, parking, walker, limit));
             });
             match result.unwrap_or_else(|| Err(Hindrance::Unwritable(io::ErrorKind::Other.into()))) {
                 Ok(rewritten) => return Ok(rewritten),
@@ -261,6 +283,9 @@ impl Engine {
                 let name = thread_name(tid);
                 Reason::Park.because(format!("thread {name} stays in the first bytes of the function at {from:#x}"))
             }
+            Some(Hindrance::Starting(tid)) => {
+                Reason::Park.because(format!("thread {} stays in starting another", thread_name(tid)))
+            }
             Some(Hindrance::Unwritable(error)) => Reason::Memory.because(format!("cannot write code: {error}")),
             Some(Hindrance::Stuck(Stuck::Crowded)) | None => Reason::Park.because("threads keep being started"),
         })
@@ -270,6 +295,7 @@ impl Engine {
 /// One attempt of [`Engine::rewrite`].
 fn rewrite_once(
     changes: &[Change],
+    locals: Option<&Unlocked>,
     memory: &Memory,
     parking: &mut Parking,
     mut walker: Walker,
@@ -277,6 +303,7 @@ fn rewrite_once(
 ) -> Result<Rewritten, Hindrance> {
     let mut tids: Vec<pid_t> = Vec::with_capacity(parking.capacity());
     let mut running: Vec<(usize, pid_t)> = Vec::with_capacity(parking.capacity() * changes.len());
+    let thread_start = locals.and_then(|locals| walker.function(locals.thread_start())).unwrap_or_default();
     let begun = Instant::now();
 
     // From here until the threads are released: no allocation, no lock, no panic.
@@ -284,13 +311,15 @@ fn rewrite_once(
     for (tid, registers) in parked.threads() {
         let seen = running.len();
         let mut inside = None;
+        let mut starting = false;
         walker.walk(registers, |at, returns| {
+            let within = at.wrapping_sub(u64::from(returns));
+            starting |= thread_start.contains(&within);
             for (number, change) in changes.iter().enumerate() {
                 if change.from < at && at < change.from + DETOUR_LEN as u64 {
                     inside = Some(change.from);
                 }
-                let at = at.wrapping_sub(u64::from(returns));
-                let runs = change.old_bodies.iter().any(|body| body.start < at && at < body.end);
+                let runs = change.old_bodies.iter().any(|body| body.start < within && within < body.end);
                 if runs && !running.iter().skip(seen).any(|&(other, _)| other == number) {
                     running.push((number, tid));
                 }
@@ -298,6 +327,9 @@ fn rewrite_once(
         });
         if let Some(from) = inside {
             return Err(Hindrance::Inside(tid, from));
+        }
+        if starting {
+            return Err(Hindrance::Starting(tid));
         }
         tids.push(tid);
     }
@@ -308,6 +340,9 @@ fn rewrite_once(
             }
             return Err(Hindrance::Unwritable(error));
         }
+    }
+    if let Some(locals) = locals {
+        unsafe { locals.write(parked.thread_pointers()) };
     }
     // Other cores may have fetched the old instructions. A parked thread comes back by sigreturn, whose iret makes its core
     // fetch anew on x86-64; this command asks for it by name, on every processor that Linux has it for.

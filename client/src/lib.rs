@@ -2,7 +2,7 @@
 //!
 //! It starts by itself when it is preloaded or linked in, in one background thread, and keeps out of the program's way:
 //! it never prints, the thread takes no signals and has a table of file descriptors of its own, and without a daemon it
-//! waits. What a program can notice: one more thread; 128 MiB of reserved address space; while a patch is applied,
+//! waits. What a program can notice: one more thread; 128 MiB of reserved address space; 4 KiB of each thread's stack for thread-locals; while a patch is applied,
 //! all threads stand still for a moment, and system calls that are not restarted after a signal (`poll`, `nanosleep`) end early
 //! with `EINTR`, as they may at any time.
 
@@ -11,6 +11,7 @@ mod arch;
 mod check;
 mod engine;
 mod host;
+mod locals;
 mod memory;
 mod park;
 mod session;
@@ -19,6 +20,7 @@ mod wire;
 
 use crate::engine::Engine;
 use crate::host::{random_hex, Host, Module};
+use crate::locals::Reserve;
 use crate::session::End;
 use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
@@ -74,8 +76,10 @@ fn launch(state: PathBuf) -> Option<()> {
     let region_addr = memory::reserve(&module.extent)?;
     let instance = random_hex::<16>().ok()?;
     announce::announce_slots(region_addr, &state, &instance);
+    let locals_offset = locals::own_offset();
     let client = move || {
-        let _ = catch_unwind(AssertUnwindSafe(|| attend(module, instance, region_addr, &state)));
+        let reserve = Reserve::find(locals_offset);
+        let _ = catch_unwind(AssertUnwindSafe(|| attend(module, instance, region_addr, reserve, &state)));
     };
     with_signals_blocked(|| thread::Builder::new().name(THREAD_NAME.into()).stack_size(STACK_SIZE).spawn(client).ok())?;
     Some(())
@@ -94,10 +98,16 @@ fn with_signals_blocked<T>(action: impl FnOnce() -> T) -> T {
 }
 
 /// The life of the client's thread.
-fn attend(module: Module, instance: String, region_addr: u64, state: &Path) -> io::Result<()> {
+fn attend(
+    module: Module,
+    instance: String,
+    region_addr: u64,
+    reserve: Option<Reserve>,
+    state: &Path,
+) -> io::Result<()> {
     silence_panics();
     separate_descriptors()?;
-    let mut engine = Engine::new(Host::read(module)?, instance, region_addr)?;
+    let mut engine = Engine::new(Host::read(module)?, instance, region_addr, reserve)?;
     let mut pause = FIRST_PAUSE;
     loop {
         match catch_unwind(AssertUnwindSafe(|| session::run(&mut engine, state))) {

@@ -8,12 +8,12 @@
 //! glibc's `sigaction` refuses it; hence the system calls. The former handler is called for signals that are not ours,
 //! and put back when the parking ends.
 
-use crate::arch::{registers, sigreturn, Registers};
+use crate::arch::{registers, sigreturn, thread_pointer, Registers};
 use libc::{c_int, c_long, c_void, pid_t, siginfo_t, ucontext_t};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
@@ -32,7 +32,8 @@ static FORMER: AtomicUsize = AtomicUsize::new(libc::SIG_DFL);
 
 struct Seat {
     tid: pid_t,
-    /// Set by the thread when it has parked.
+    thread_pointer: AtomicU64,
+    /// Set by the thread when it has parked, after the thread pointer.
     context: AtomicPtr<ucontext_t>,
 }
 
@@ -148,7 +149,7 @@ impl Parking {
 
     fn call(&mut self, tid: pid_t) -> Result<(), Stuck> {
         let seat = self.seats.len();
-        self.seats.push(Seat { tid, context: AtomicPtr::new(ptr::null_mut()) });
+        self.seats.push(Seat { tid, thread_pointer: AtomicU64::new(0), context: AtomicPtr::new(ptr::null_mut()) });
         let mut signal: QueuedSignal = unsafe { mem::zeroed() };
         signal.signo = SIGNAL;
         signal.code = libc::SI_QUEUE;
@@ -200,10 +201,15 @@ pub struct Parked<'a> {
 impl Parked<'_> {
     /// Thread ids, and the registers with which the threads will go on.
     pub fn threads(&self) -> impl Iterator<Item = (pid_t, Registers)> + '_ {
-        self.parking.seats.iter().filter_map(|seat| {
-            let context = seat.context.load(SeqCst);
-            (!context.is_null()).then(|| (seat.tid, unsafe { registers(context) }))
-        })
+        self.occupied().map(|seat| (seat.tid, unsafe { registers(seat.context.load(SeqCst)) }))
+    }
+
+    pub fn thread_pointers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.occupied().map(|seat| seat.thread_pointer.load(SeqCst))
+    }
+
+    fn occupied(&self) -> impl Iterator<Item = &Seat> {
+        self.parking.seats.iter().filter(|seat| !seat.context.load(SeqCst).is_null())
     }
 }
 
@@ -233,6 +239,7 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
             let epoch = ((*queued).value >> 32) as u32;
             if EPOCH.load(SeqCst) == epoch {
                 let seat = SEATS.load(SeqCst).add((*queued).value as u32 as usize);
+                (*seat).thread_pointer.store(thread_pointer(), SeqCst);
                 (*seat).context.store(context.cast(), SeqCst);
                 ARRIVED.fetch_add(1, SeqCst);
                 futex_wake(&ARRIVED, 1);

@@ -102,6 +102,7 @@ impl Connection {
             target: TARGET,
             slide: host.module.slide,
             region: engine.region(),
+            thread_locals: engine.thread_locals(),
             page_size: host.page_size,
             patches: engine.patches(),
         }))?;

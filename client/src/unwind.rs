@@ -144,6 +144,11 @@ impl<'a> Walker<'a> {
         Walker { modules, context: Box::new(UnwindContext::new_in()), stack }
     }
 
+    /// The function around `address`, in any module.
+    pub fn function(&self, address: u64) -> Option<Range<u64>> {
+        self.modules.iter().find_map(|module| module.function(address))
+    }
+
     /// Calls `visit` with each address at which the thread is or to which it will return, and whether it is one that
     /// a call will return to.
     ///

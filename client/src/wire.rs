@@ -31,6 +31,7 @@ pub struct Patch {
     pub imports: Vec<Import>,
     pub eh_frame: Option<EhFrame>,
     pub detours: Vec<Detour>,
+    pub thread_locals: Vec<ThreadLocal>,
     pub elf: Option<PathBuf>,
 }
 
@@ -70,6 +71,12 @@ pub struct Detour {
     pub size: u64,
 }
 
+#[derive(Deserialize)]
+pub struct ThreadLocal {
+    pub offset: i64,
+    pub data: String,
+}
+
 #[derive(Serialize)]
 pub struct ToDaemon<'a> {
     pub seq: u64,
@@ -105,6 +112,7 @@ pub struct Hello<'a> {
     pub target: &'a str,
     pub slide: u64,
     pub region: Region,
+    pub thread_locals: ThreadLocals,
     pub page_size: u64,
     pub patches: Vec<&'a str>,
 }
@@ -115,6 +123,12 @@ pub struct Region {
     pub size: u64,
     pub slot_size: u64,
     pub next: u64,
+}
+
+#[derive(Serialize, Default)]
+pub struct ThreadLocals {
+    pub offset: i64,
+    pub size: u64,
 }
 
 #[derive(Serialize)]

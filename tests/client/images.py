@@ -135,6 +135,7 @@ def build_image(
             {"from": symbols[old].addr + slide, "to": linked[new].addr, "size": symbols[old].size}
             for old, new in detours.items()
         ],
+        "thread_locals": [],
         "elf": str(work / "patched.elf"),
     }
     return Image(message, content)

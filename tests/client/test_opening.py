@@ -46,7 +46,7 @@ async def test_hello_says_who_the_program_is(stage: Stage) -> None:
         hello = peer.hello
         build_id = read_build_id(program.path)
         first, _ = mapped_bytes(program)
-        assert {name: hello[name] for name in hello.keys() - {"nonce", "instance", "region"}} == {
+        assert {name: hello[name] for name in hello.keys() - {"nonce", "instance", "region", "thread_locals"}} == {
             "type": "hello",
             "seq": 1,
             "protocol": 1,

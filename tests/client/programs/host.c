@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <link.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -44,6 +45,35 @@ static void *busy(void *unused) {
         last = got;
         atomic_fetch_add(&calls, 1);
     }
+}
+
+/* Calls answer(1) each time that it is asked to. */
+static struct worker { sem_t asked, answered; int answer; } workers[4];
+
+static void *work(void *argument) {
+    struct worker *worker = argument;
+    for (;;) {
+        while (sem_wait(&worker->asked)) {}
+        worker->answer = answer(1);
+        sem_post(&worker->answered);
+    }
+}
+
+static void *brief(void *unused) {
+    int got = answer(1);
+    if (got % 1000 != 2) atomic_fetch_add(&wrong, 1);
+    atomic_fetch_add(&calls, 1);
+    return unused;
+}
+
+/* Starts threads that call answer(1) once, one after the other. */
+static void *spawner(void *unused) {
+    for (;;) {
+        pthread_t thread;
+        pthread_create(&thread, NULL, brief, NULL);
+        pthread_join(thread, NULL);
+    }
+    return unused;
 }
 
 __attribute__((noinline, aligned(16))) void *wait_for_byte(void *unused) {
@@ -114,6 +144,22 @@ __attribute__((noinline, aligned(16))) int serve(void) {
             long before = atomic_load(&calls);
             while (atomic_load(&calls) < before + 1000) {}
             puts("1");
+        } else if (!strncmp(command, "start worker ", 13)) {
+            struct worker *worker = &workers[atoi(command + 13)];
+            sem_init(&worker->asked, 0, 0);
+            sem_init(&worker->answered, 0, 0);
+            start_named("worker", work, worker);
+            puts("1");
+        } else if (!strncmp(command, "ask worker ", 11)) {
+            struct worker *worker = &workers[atoi(command + 11)];
+            sem_post(&worker->asked);
+            while (sem_wait(&worker->answered)) {}
+            printf("%d\n", worker->answer);
+        } else if (!strcmp(command, "spawner")) {
+            start_named("spawner", spawner, NULL);
+            puts("1");
+        } else if (!strncmp(command, "load ", 5)) {
+            printf("%d\n", dlopen(command + 5, RTLD_NOW) != NULL);
         } else if (!strcmp(command, "waiter")) {
             start_named("waiter", wait_for_byte, NULL);
             puts("1");
