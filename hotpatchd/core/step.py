@@ -6,6 +6,10 @@
                                 ├──UndoAsked──► undoing ──all clients done────────────────────────────►┤
                                 └──Joined─────► applying (no edit: a client catches up) ──────────────►┘
 
+Sources that change while a build runs may or may not have been read by it. So its objects are not sent: the edit is
+carried into the next one, and shares its patch and its verdict. That ends after `MAX_CARRIED` edits, or somebody who
+never stops saving would never see anything applied.
+
 One thing happens at a time. Files that settle meanwhile are kept and become the next edit, also when the build that
 runs fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch
 afterwards.
@@ -208,6 +212,7 @@ class State:
         dirty: crates whose source is newer than their objects (they did not compile).
         awaited: clients whose preparation or answer is outstanding, with what was prepared.
         outcome: of the edit in hand.
+        carried: edits that share the verdict of the one in hand.
         undo: request number of the undo in hand, and the patches it takes back per client.
     """
 
@@ -220,6 +225,7 @@ class State:
     dirty: frozenset[str] = frozenset()
     awaited: Mapping[int, Prepared | None] = field(default_factory=dict)
     outcome: Outcome = Outcome(edit=0)
+    carried: tuple[int, ...] = ()
     undo: tuple[int, Mapping[int, str | None]] = (0, {})
 
 
@@ -233,6 +239,7 @@ CLIENT_LOST = Refusal(
 )
 
 T = TypeVar("T")
+MAX_CARRIED = 5
 Result = tuple[State, tuple[Command, ...]]
 
 
@@ -313,10 +320,18 @@ def _rebuilt(state: State, event: Rebuilt) -> Result:
     )
     if event.failed:
         return _then(told, _conclude(state, "failed", ()))
+    if _is_outdated(state, event.crates):
+        return _then(told, _start_edit(replace(state, carried=(*state.carried, state.edit))))
     if not state.sessions:
         return _then(told, _conclude(state, "refused", (NO_CLIENT,)))
     applying = replace(state, phase="applying", late=frozenset())
     return _then(told, _prepare(applying, frozenset(state.sessions)))
+
+
+def _is_outdated(state: State, built: tuple[str, ...]) -> bool:
+    """Whether the source of what was built changed meanwhile, and can be built again."""
+    newer = classify({file for batch in state.pending for file in batch.files}, state.inputs)
+    return not newer.crates.isdisjoint(built) and not newer.full_build and len(state.carried) < MAX_CARRIED
 
 
 def _prepare(state: State, clients: frozenset[int]) -> Result:
@@ -410,7 +425,7 @@ def _conclude(
 ) -> Result:
     """End what is in hand; an edit with its verdict."""
     outcome = state.outcome
-    idle = replace(state, phase="idle", awaited={})
+    idle = replace(state, phase="idle", awaited={}, carried=())
     if not outcome.edit:
         return _advance(idle)
     is_applied = outcome.applied > 0
@@ -425,17 +440,15 @@ def _conclude(
         apply=outcome.apply_ms if is_applied else None,
         total=outcome.total_ms if is_applied else None,
     )
-    ended = EditVerdict(
-        edit=outcome.edit,
-        verdict=Verdict(
-            verdict=verdict,
-            functions=outcome.functions,
-            refusals=(*outcome.refusals, *refusals),
-            notes=outcome.notes,
-            timings_ms=timings,
-        ),
+    shared = Verdict(
+        verdict=verdict,
+        functions=outcome.functions,
+        refusals=(*outcome.refusals, *refusals),
+        notes=outcome.notes,
+        timings_ms=timings,
     )
-    return _then((idle, (Emit(event=ended),)), _advance(idle))
+    ended = tuple(Emit(event=EditVerdict(edit=edit, verdict=shared)) for edit in (*state.carried, outcome.edit))
+    return _then((idle, ended), _advance(idle))
 
 
 def _joined(state: State, event: Joined) -> Result:

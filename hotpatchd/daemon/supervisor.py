@@ -46,6 +46,7 @@ from hotpatchd.objfile.objects import BuildObjects
 
 KEPT_PAYLOADS = 32
 GRACE_S = 3.0
+_FILE_CLOCK_LAG_S = 0.01
 _SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _log = structlog.get_logger()
 
@@ -377,6 +378,7 @@ class Daemon:
     async def _rebuild(self, crates: frozenset[str]) -> None:
         assert self._builder is not None
         assert self._watcher is not None
+        started = time.time()
         try:
             result = await self._builder.build(crates)
         except Exception as error:
@@ -391,8 +393,15 @@ class Daemon:
             self._dispatch(failed)
             return
         if result.objects is not None:
-            self._before, self._objects = self._objects, result.objects
+            if not self.state.carried:
+                self._before = self._objects
+            self._objects = result.objects
         inputs = self._builder.inputs(self._full_build)
+        # Changes that rustc may have read, though they have not settled yet.
+        newer = [Path(file) for file in inputs.crates_of if _changed_after(file, started)]
+        batch = await self._watcher.rescan(newer) if newer else None
+        if batch:
+            self._take_batch(batch)
         self._dispatch(
             core.Rebuilt(
                 crates=result.crates,
@@ -547,6 +556,14 @@ def _captured_files(capture: Capture) -> tuple[str, ...]:
     except (OSError, CaptureError):
         return ()
     return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
+
+
+def _changed_after(file: str, moment: float) -> bool:
+    """Whether a file changed after a moment in Unix seconds; the kernel's clock for files may lag a little behind."""
+    try:
+        return os.stat(file).st_ctime > moment - _FILE_CLOCK_LAG_S
+    except OSError:
+        return False
 
 
 def _told(error: Exception) -> str:

@@ -29,7 +29,7 @@ def counting(hello: dict[str, Any]) -> str:
     """
 
 
-def counting_from_seven(stage: Stage, program: Program, peer: Peer, **detours: str) -> Image:
+def counting_from_seven(stage: Stage, program: Program, peer: Peer, **detours: Any) -> Image:
     """A patch that counts in the reserve, whose first number starts with 7."""
     image = stage.image(counting(peer.hello), peer.hello, program, **detours)
     return image.with_changes(thread_locals=[{"offset": peer.hello["thread_locals"]["offset"], "data": _SEVEN}])
@@ -91,6 +91,22 @@ async def test_patch_may_bring_nothing_but_thread_locals(stage: Stage) -> None:
         assert await program.ask("answer") == "801"
 
 
+async def test_thread_that_is_starting_another_holds_the_patch_off(stage: Stage) -> None:
+    """New thread-locals are refused while a thread is in `pthread_create`; patches without any are not."""
+    async with stage.patching("host") as (program, peer):
+        await program.ask("held starter")
+        await stage.wait_for_syscall(program, "held", "read")
+        image = counting_from_seven(stage, program, peer, answer="replaced")
+        refused = await peer.apply(image.message, image.content)
+        assert (refused["reason"], refused["detail"]) == ("park", "thread held stays in starting another")
+        without = image.with_changes(thread_locals=[])
+        assert (await peer.apply(without.message, without.content))["type"] == "applied"
+        await program.ask("free")
+        await stage.wait_for_end(program, "held")
+        later = image.moved(peer.hello["region"]["slot_size"])
+        assert (await peer.apply(later.message, later.content))["type"] == "applied"
+
+
 async def test_threads_that_start_meanwhile_have_them(stage: Stage) -> None:
     """Patches that bring one each, while threads are started all the time: none ever misses its content."""
     async with stage.patching("host") as (program, peer):
@@ -101,7 +117,7 @@ async def test_threads_that_start_meanwhile_have_them(stage: Stage) -> None:
             int replaced(int n) {{ __asm__ volatile("addl %%fs:{_MARK}, %0" : "+r"(n)); return n; }}
         """
         image = stage.image(source, peer.hello, program, answer="replaced")
-        for number in range(100):
+        for number in range(50):
             place, amount = offset + 8 * number, 1001 + 1000 * number
             displacement = place.to_bytes(4, "little", signed=True)
             numbered = image.with_content(_MARK.to_bytes(4, "little"), displacement).moved(number * slot_size)

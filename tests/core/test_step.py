@@ -20,6 +20,7 @@ from hotpatchd.core.events import (
 )
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.step import (
+    MAX_CARRIED,
     Answered,
     BaselineReady,
     Command,
@@ -224,12 +225,11 @@ def test_a_new_file_may_be_what_a_crate_lacked() -> None:
 
 
 def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
-    """Each rebuild says anew which files it read; one that changed meanwhile may have been read in its old state."""
+    """Each rebuild says anew which files it read; one that changed meanwhile makes it build again."""
     more = BuildInputs(crates_of={**INPUTS.crates_of, "new.rs": ("lib",)}, full_build={})
     play(
         (settled("new.rs"), ""),
-        (rebuilt("lib", inputs=more), "compiled lib; prepare 1 edit 1"),
-        (no_patch(1), "unchanged 1; edit 2: new.rs; rebuild lib"),
+        (rebuilt("lib", inputs=more), "compiled lib; edit 2: new.rs; rebuild lib"),
         start=BUILDING,
     )
 
@@ -237,7 +237,7 @@ def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        (rebuilt("lib"), "compiled lib; prepare 1 edit 1"),
+        (rebuilt("lib"), "compiled lib; edit 2: lib.rs main.rs; rebuild app lib"),
         (
             rebuilt("lib", failed=("lib",)),
             "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
@@ -246,9 +246,37 @@ def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
 )
 def test_edits_during_a_build_become_one_edit_after_it(end: Rebuilt, said: str) -> None:
     """They wait, also for a build that fails."""
-    state = play((settled("main.rs"), ""), (settled("lib.rs"), ""), (end, said), start=BUILDING)
-    if not end.failed:
-        play((no_patch(1), "unchanged 1; edit 2: lib.rs main.rs; rebuild app lib"), start=state)
+    play((settled("main.rs"), ""), (settled("lib.rs"), ""), (end, said), start=BUILDING)
+
+
+def test_an_edit_whose_source_changed_during_its_build_shares_the_next_verdict() -> None:
+    """Which text the compiler read cannot be told, so nothing is sent for it alone."""
+    play(
+        (settled("lib.rs"), ""),
+        (rebuilt("lib"), "compiled lib; edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        (no_patch(1), "unchanged 1; unchanged 2"),
+        start=BUILDING,
+    )
+
+
+def test_an_edit_of_a_crate_that_is_not_being_built_waits() -> None:
+    """What is built is not concerned."""
+    play(
+        (settled("main.rs"), ""),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 1"),
+        (no_patch(1), "unchanged 1; edit 2: main.rs; rebuild app"),
+        start=BUILDING,
+    )
+
+
+def test_somebody_who_never_stops_saving_sees_something_applied() -> None:
+    """After `MAX_CARRIED` edits the objects are sent all the same."""
+    state = BUILDING
+    for edit in range(2, MAX_CARRIED + 2):
+        said = f"compiled lib; edit {edit}: lib.rs; rebuild lib"
+        state = play((settled("lib.rs"), ""), (rebuilt("lib"), said), start=state)
+    play((settled("lib.rs"), ""), (rebuilt("lib"), f"compiled lib; prepare 1 edit {MAX_CARRIED + 1}"), start=state)
 
 
 def test_an_edit_of_several_batches_counts_from_the_last_write() -> None:

@@ -82,6 +82,21 @@ __attribute__((noinline, aligned(16))) void *wait_for_byte(void *unused) {
     return unused;
 }
 
+/* Takes libc's place: what a thread that is held allocates has to wait. libc allocates when it starts a thread. */
+static __thread int held;
+void *__libc_calloc(size_t count, size_t size);
+void *calloc(size_t count, size_t size) {
+    if (held) wait_for_byte(NULL);
+    return __libc_calloc(count, size);
+}
+
+static void *held_starter(void *unused) {
+    pthread_t thread;
+    held = 1;
+    pthread_create(&thread, NULL, brief, NULL);
+    return unused;
+}
+
 static void wait_in_callee(void) { wait_for_byte(NULL); }
 static void *early_caller(void *unused) { early_call(wait_in_callee); return unused; }
 
@@ -157,6 +172,9 @@ __attribute__((noinline, aligned(16))) int serve(void) {
             printf("%d\n", worker->answer);
         } else if (!strcmp(command, "spawner")) {
             start_named("spawner", spawner, NULL);
+            puts("1");
+        } else if (!strcmp(command, "held starter")) {
+            start_named("held", held_starter, NULL);
             puts("1");
         } else if (!strncmp(command, "load ", 5)) {
             printf("%d\n", dlopen(command + 5, RTLD_NOW) != NULL);
