@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use std::{fs, io, process, ptr, slice, thread};
 
 const ATTEMPTS: u32 = 8;
+/// Attempts that find a thread starting another, which takes it less than a millisecond.
+const ATTEMPTS_WHILE_STARTING: u32 = 256;
 const FIRST_LIMIT: Duration = Duration::from_millis(50);
 
 pub struct Engine {
@@ -244,7 +246,8 @@ impl Engine {
             return Ok(Rewritten { threads: 0, parked: Duration::ZERO, on_stack: Vec::new() });
         }
         let mut hindrance = None;
-        for attempt in 0..ATTEMPTS {
+        let (mut attempt, mut while_starting) = (0, 0);
+        while attempt < ATTEMPTS && while_starting < ATTEMPTS_WHILE_STARTING {
             let mut result = None;
             let Engine { memory, parking, tables, .. } = self;
             with_modules(|mut modules| {
@@ -257,6 +260,12 @@ impl Engine {
                 Ok(rewritten) => return Ok(rewritten),
                 Err(Hindrance::Stuck(Stuck::Crowded)) => self.parking.make_room(),
                 Err(Hindrance::Stuck(Stuck::Thread(tid))) if is_dead(tid) => self.parking.ignore(tid),
+                Err(Hindrance::Starting(tid)) => {
+                    hindrance = Some(Hindrance::Starting(tid));
+                    while_starting += 1;
+                    thread::sleep(Duration::from_millis(1));
+                    continue;
+                }
                 Err(other) => {
                     // libc blocks every signal now and then, for a moment.
                     let in_vain = |tid| attempt >= 2 && blocks_signal(tid);
@@ -268,6 +277,7 @@ impl Engine {
                     thread::sleep(Duration::from_millis(1 << attempt));
                 }
             }
+            attempt += 1;
         }
         Err(match hindrance {
             Some(Hindrance::Stuck(Stuck::Thread(tid))) if blocks_signal(tid) => {

@@ -47,6 +47,12 @@ def find_differences(units: Iterable[Unit], running: Callable[[str], Fingerprint
     return Differences(changed=tuple(sorted(changed)), moved=tuple(sorted(moved)), absent=tuple(sorted(absent)))
 
 
+def find_new_collected(before: Unit | None, now: Unit) -> tuple[str, ...]:
+    """Names of the linker-collected sections that an edit of one object added or changed, sorted."""
+    known = before.collected if before else {}
+    return tuple(sorted(name for digest, name in now.collected.items() if digest not in known))
+
+
 def find_kept_initialisers(before: Unit | None, now: Unit, host: Host) -> tuple[str, ...]:
     """Statics of one object whose initialiser an edit changed and that keep their value in the program, sorted."""
     if before is None:

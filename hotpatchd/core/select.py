@@ -274,12 +274,6 @@ def select(
     for kept in walk.kept.values():
         for section in kept.sections:
             for definition in kept.unit.definitions_in(section):
-                if definition.kind == "init":
-                    walk.refuse(
-                        definition.name,
-                        "runs_at_start",
-                        "it is called when a program starts, which has passed",
-                    )
                 if definition.name not in kept.unit.exports or host.find(definition.name):
                     continue
                 if definition.kind == "function" and not kept.unit.from_archive:

@@ -117,6 +117,10 @@ class Unit(Protocol):
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section."""
 
+    @property
+    def collected(self) -> Mapping[bytes, str]:
+        """Sections that a linker gathers into tables, for start-up code or crates such as linkme: digest → name."""
+
     def thread_local(self, definition: Definition) -> NewThreadLocal | None:
         """A thread-local's layout and content; None where the content holds addresses."""
 

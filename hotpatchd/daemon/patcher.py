@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
-from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers
+from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Note, Refusal
@@ -204,6 +204,14 @@ class Patcher:
         ]
         for unit in objects.changed_since(before):
             earlier = before.unit(unit.name) if unit.name in before.files else None
+            notes += [
+                Note(
+                    symbol=name,
+                    note="collected",
+                    detail="what it adds to this section takes part only from the next start of the program on",
+                )
+                for name in find_new_collected(earlier, unit)
+            ]
             notes += [
                 Note(
                     symbol=demangle(name),

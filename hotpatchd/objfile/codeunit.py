@@ -114,6 +114,18 @@ class CodeUnit:
         """All named definitions in one section, local ones included."""
         return tuple(map(self._definition, self.obj.symbols_of_section.get(section, ())))
 
+    @cached_property
+    def collected(self) -> dict[bytes, str]:
+        """Sections that a linker gathers into tables, for start-up code or crates such as linkme: digest → name.
+
+        Source: ld(1), on orphan sections: one whose name is a C identifier gets `__start_` and `__stop_` symbols.
+        """
+        return {
+            self.fingerprint(index).strict: section.name
+            for index, section in enumerate(self.obj.sections)
+            if self.kinds[index] == "init" or (section.flags & elf.SHF_ALLOC and section.name.isidentifier())
+        }
+
     def thread_local(self, definition: Definition) -> NewThreadLocal | None:
         """A thread-local's layout and content; None where the content holds addresses."""
         if self.obj.relocs(definition.section):

@@ -41,9 +41,15 @@ class FakeUnit:
     """An object; its sections are numbered from 1."""
 
     def __init__(
-        self, name: str, *sections: Section, frames: Iterable[Reference] = (), from_archive: bool = False
+        self,
+        name: str,
+        *sections: Section,
+        frames: Iterable[Reference] = (),
+        from_archive: bool = False,
+        collected: Iterable[str] = (),
     ) -> None:
         self.name = name
+        self.collected: Mapping[bytes, str] = {section.encode(): section for section in collected}
         self.from_archive = from_archive
         self.frames = tuple(frames)
         self.frames_read = 0

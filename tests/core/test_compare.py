@@ -1,6 +1,6 @@
 """Which functions differ from what runs, and which statics keep their value."""
 
-from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers
+from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
 from hotpatchd.core.unit import HostSymbol
 from tests.core.fakes import FakeHost, FakeUnit, Section, fingerprint
 
@@ -15,6 +15,14 @@ def _function(name: str, code: str, lines: str = "", *, local: bool = False) -> 
 def _compare(*sections: Section) -> Differences:
     running = {name: fingerprint("old", "line 1") for name in ("f", "g", "unused")}
     return find_differences([FakeUnit("cgu", *sections)], running.get, IN_HOST)
+
+
+def test_new_entries_of_tables_that_the_linker_gathers() -> None:
+    """Those that were there before are the program's already."""
+    before = FakeUnit("cgu", collected=(".init_array",))
+    now = FakeUnit("cgu", collected=("linkme_HOOKS", ".init_array"))
+    assert find_new_collected(before, now) == ("linkme_HOOKS",)
+    assert find_new_collected(None, now) == (".init_array", "linkme_HOOKS")
 
 
 def test_the_same_code_is_no_difference() -> None:

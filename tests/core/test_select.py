@@ -332,12 +332,6 @@ def test_a_thread_local_without_a_name_is_refused() -> None:
     assert reasons(selection) == [("a static of a", "new_thread_local")]
 
 
-def test_what_runs_at_start_is_refused() -> None:
-    """The start has passed."""
-    selection = chosen(FakeUnit("a", root("constructor"), Section(kind="init", names=("constructor",))))
-    assert reasons(selection) == [("constructor", "runs_at_start")]
-
-
 def test_personality_routines_are_followed_once_an_object() -> None:
     """Those of objects that the patch takes nothing of are not."""
     frames = [Reference("personality", -1, local=False)]
