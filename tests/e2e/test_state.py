@@ -8,29 +8,40 @@ from tests.e2e.program import assert_continuous
 MAIN = "src/main.rs"
 
 
-def test_new_thread_local_is_refused_by_name(session: Session) -> None:
-    """A new thread-local has no room in the running program: the verdict names it, and nothing changes."""
-    saved = session.edit(
+def test_new_thread_local_lives_in_threads_that_run_already(session: Session) -> None:
+    """It starts with its initial value and keeps what is put into it, also over the next edit."""
+    verdict = session.apply(
         MAIN,
         '    String::from("plain")\n}\n',
-        '    format!("tls{}", FRESH_LOCAL.with(|value| value.replace(7)))\n}\n\n'
-        "thread_local! {\n    static FRESH_LOCAL: std::cell::Cell<u64> = const { std::cell::Cell::new(3) };\n}\n",
+        '    FRESH_LOCAL.set(FRESH_LOCAL.get() + 1);\n    format!("tls{}", FRESH_LOCAL.get())\n}\n\n'
+        "thread_local! {\n    static FRESH_LOCAL: std::cell::Cell<u64> = const { std::cell::Cell::new(40) };\n}\n",
     )
-    verdict = session.wait_verdict(saved)
+    assert verdict.verdict == "applied"
+    first = int(session.daemon.wait_line("with the thread-local", lambda line: "tls" in line["extra"])["extra"][3:])
+    session.apply(MAIN, "    left + right", "    left * right")
+    later = int(session.daemon.wait_value("private", "60")["extra"][3:])
+    assert 40 < first < later
+
+
+NEEDS_RELOCATION = (
+    '    format!("tls{}", NAMED_LOCAL.get())\n}\n\n'
+    "thread_local! {\n    static NAMED_LOCAL: std::cell::Cell<&'static str> = "
+    'const { std::cell::Cell::new("name") };\n}\n'
+)
+
+
+def test_new_thread_local_that_holds_an_address_is_refused_by_name(session: Session) -> None:
+    """Its initial content cannot be told before it is placed: the verdict names it, and nothing changes."""
+    verdict = session.wait_verdict(session.edit(MAIN, '    String::from("plain")\n}\n', NEEDS_RELOCATION))
     assert verdict.verdict == "refused"
-    assert any("FRESH_LOCAL" in refusal["symbol"] for refusal in verdict.refusals), verdict
+    assert any("NAMED_LOCAL" in refusal["symbol"] for refusal in verdict.refusals), verdict
     assert session.daemon.wait_line("after the refusal")["extra"] == "plain"
 
 
 def test_edit_after_a_refused_one_applies(session: Session) -> None:
     """A refused edit leaves nothing behind: the next one that can be applied is."""
     original = session.project.read(MAIN)
-    refused = session.edit(
-        MAIN,
-        '    String::from("plain")\n}\n',
-        '    format!("tls{}", OTHER_LOCAL.get())\n}\n\n'
-        "thread_local! {\n    static OTHER_LOCAL: std::cell::Cell<u64> = const { std::cell::Cell::new(3) };\n}\n",
-    )
+    refused = session.edit(MAIN, '    String::from("plain")\n}\n', NEEDS_RELOCATION)
     assert session.wait_verdict(refused).verdict == "refused"
     saved = session.save(MAIN, original.replace("    left + right", "    left * right"))
     assert session.wait_verdict(saved).verdict == "applied"
