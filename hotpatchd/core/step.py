@@ -514,7 +514,7 @@ def _union(first: tuple[T, ...], second: tuple[T, ...]) -> tuple[T, ...]:
 
 def _merge(first: Functions, second: Functions) -> Functions:
     return Functions(
-        patched=tuple(sorted({*first.patched, *second.patched})),
-        added=tuple(sorted({*first.added, *second.added})),
-        moved=tuple(sorted({*first.moved, *second.moved})),
+        patched=_union(first.patched, second.patched),
+        added=_union(first.added, second.added),
+        moved=_union(first.moved, second.moved),
     )

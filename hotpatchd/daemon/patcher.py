@@ -170,7 +170,9 @@ class Patcher:
         return demangle(symbol).lstrip("<&").partition("::")[0] in self.crate_names
 
     def _display(self, symbols: Iterable[str]) -> tuple[str, ...]:
-        return tuple(sorted({demangle(symbol) for symbol in symbols}))
+        """Demangled names, those of the developer's crates first."""
+        names = {demangle(symbol): not self._is_own(symbol) for symbol in symbols}
+        return tuple(sorted(names, key=lambda name: (names[name], name)))
 
     def _plan(self, session: Session, objects: BuildObjects, before: BuildObjects) -> _Plan:
         live = LiveSymbols(self.host, session.symbols)
@@ -200,7 +202,7 @@ class Patcher:
                 detail="the running program has no such function: nothing calls it",
             )
             for name in differences.absent
-            if roots == differences.changed
+            if roots == differences.changed and self._is_own(name)
         ]
         for unit in objects.changed_since(before):
             earlier = before.unit(unit.name) if unit.name in before.files else None

@@ -42,9 +42,17 @@ def test_on_a_terminal_lines_are_for_people() -> None:
     """The name and the keys can be read."""
     stream = Terminal()
     logs.configure(stream)
-    structlog.get_logger().info(logs.CLIENT_LOST, client=1)
+    structlog.get_logger().warning(logs.CLIENT_LOST, client=1)
     assert "client.lost" in stream.getvalue()
     assert not stream.getvalue().startswith("{")
+
+
+def test_on_a_terminal_what_went_well_is_not_logged() -> None:
+    """Edits have lines of their own there."""
+    stream = Terminal()
+    logs.configure(stream)
+    structlog.get_logger().info(logs.CLIENT_CONNECTED, client=1)
+    assert stream.getvalue() == ""
 
 
 def test_debug_lines_are_shown_only_when_asked_for() -> None:
