@@ -25,9 +25,10 @@ from hotpatchd.daemon.doctor import examine
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.explain import explain_crate
 from hotpatchd.daemon.fatbuild import Workspace, fat_build, load_workspace
+from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
-from hotpatchd.daemon.supervisor import Daemon, Options, client_environ, client_for, state_dir_of
+from hotpatchd.daemon.supervisor import Daemon, Options, state_dir_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -120,7 +121,8 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
     events = EventBus(given.pop("events"))
     selection = _selection(given)
     options = Options(selection=selection, cwd=Path.cwd(), listen=listen, times=times, poll=poll)
-    daemon = Daemon(options, _workspace(selection), events, Terminal(console))
+    is_ours_alone = console.is_terminal and (program is None or not sys.stdout.isatty())
+    daemon = Daemon(options, _workspace(selection), events, Terminal(console, live=is_ours_alone))
 
     def interrupted() -> None:
         daemon.interrupted = True

@@ -16,8 +16,9 @@ from hotpatchd.core.linkplan import identify_linker
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.fatbuild import Workspace, load_workspace
 from hotpatchd.daemon.lock import read_daemon
+from hotpatchd.daemon.program import client_for
 from hotpatchd.daemon.report import Terminal
-from hotpatchd.daemon.supervisor import client_for, state_dir_of
+from hotpatchd.daemon.supervisor import state_dir_of
 
 MIN_RUSTC = (1, 77)
 """The first rustc with `--print=link-args=FILE` on stable."""

@@ -1,6 +1,7 @@
 """What a person reads on the terminal: one line for an edit, in the manner of cargo."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -26,10 +27,16 @@ class Terminal:
 
     Args:
         console: where to.
+        live: whether the terminal is ours alone, so that a line may be redrawn while work goes on.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, live: bool = False) -> None:
         self.console = console
+        self.live = live
+
+    def working(self, text: str) -> AbstractContextManager[object]:
+        """Show that something goes on, until the context ends."""
+        return self.console.status(text) if self.live else nullcontext()
 
     def say(self, verb: str, text: str, style: str = "bold green") -> None:
         """One line: a right-aligned verb and what it is about."""

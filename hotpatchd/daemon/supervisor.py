@@ -1,12 +1,9 @@
 """The daemon: turns what happens into events for `hotpatchd.core.step`, and carries out its commands."""
 
 import asyncio
-import contextlib
 import os
-import platform
 import secrets
 import shutil
-import signal
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -20,8 +17,7 @@ import structlog
 from hotpatchd.core import step as core
 from hotpatchd.core.capture import Capture
 from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
-from hotpatchd.core.depinfo import parse_dep_info
-from hotpatchd.core.errors import BuildError, CaptureError, HotpatchdError, UsageError
+from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
 from hotpatchd.core.linkplan import Linker, identify_linker, plan_version_query
@@ -30,12 +26,13 @@ from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
-from hotpatchd.daemon.client_build import ensure_client
+from hotpatchd.daemon.baseline import Snapshot, build_snapshot, captured_files, take_snapshot
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.lock import StateLock
 from hotpatchd.daemon.patcher import Patcher, Ready
 from hotpatchd.daemon.processes import run_process
+from hotpatchd.daemon.program import client_environ, client_for, run_program
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder
@@ -45,7 +42,6 @@ from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_
 from hotpatchd.objfile.objects import BuildObjects
 
 KEPT_PAYLOADS = 32
-GRACE_S = 3.0
 _FILE_CLOCK_LAG_S = 0.01
 _SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _log = structlog.get_logger()
@@ -75,36 +71,6 @@ class Options:
 def state_dir_of(workspace: Workspace) -> Path:
     """The daemon's directory."""
     return workspace.target_dir / "hotpatchd"
-
-
-def client_environ(environ: Mapping[str, str], client: Path, state_dir: Path, host: Path | None) -> dict[str, str]:
-    """The environment in which a program starts with the client in it.
-
-    Args:
-        environ: the environment that it would have otherwise.
-        client: the client library.
-        state_dir: the daemon's directory.
-        host: the program, if it is known; other programs that inherit the environment are then left alone.
-    """
-    preload = " ".join(filter(None, [str(client), environ.get("LD_PRELOAD")]))
-    added = {"LD_PRELOAD": preload, "HOTPATCHD_STATE": str(state_dir)}
-    if host is not None:
-        added["HOTPATCHD_HOST"] = os.path.realpath(host)
-    return {**environ, **added}
-
-
-async def client_for(target: str | None, environ: Mapping[str, str], terminal: Terminal) -> Path:
-    """The client library for programs of a target (None: this machine's), built if it has to be.
-
-    Raises:
-        HotpatchdError: it cannot be had.
-    """
-    rustc = shutil.which("rustc", path=environ.get("PATH"))
-    if rustc is None:
-        raise UsageError("rustc is not on PATH", hint="install Rust from https://rustup.rs")
-    triple = target or f"{platform.machine()}-unknown-linux-gnu"
-    with terminal.console.status("Building the client") as status:
-        return await ensure_client(Path(rustc), triple, lambda line: status.update(f"Building the client: {line}"))
 
 
 async def identify(link_line: LinkLine) -> Linker:
@@ -153,6 +119,7 @@ class Daemon:
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
         self._requests: dict[int, asyncio.Future[Mapping[str, object]]] = {}
         self._watcher: Watcher | None = None
+        self._snapshot = Snapshot(texts={})
         self._started = time.time()
 
     async def serve(self, program: Sequence[str] | None) -> int:
@@ -199,7 +166,13 @@ class Daemon:
                     package = {k: v for k, v in fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
                     base = {**self.options.environ, **package}
                     environ = client_environ(base, client, self.state_dir, fat.executable)
-                    work = self._run_program([str(fat.executable), *program], environ)
+                    work = run_program(
+                        [str(fat.executable), *program],
+                        environ,
+                        cwd=self.options.cwd,
+                        terminal=self.terminal,
+                        was_interrupted=lambda: self.interrupted,
+                    )
                 try:
                     return await _first(work, self._follow_files(fat, link_line, host, linker, watcher, url))
                 finally:
@@ -236,9 +209,11 @@ class Daemon:
             for problem in fat.problems:
                 self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
                 _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
-            build_time = {file for capture in fat.build_time for file in _captured_files(capture)}
+            build_time = {file for capture in fat.build_time for file in captured_files(capture)}
             self._full_build = dict.fromkeys(build_time, "code that runs while building") | dict(fat.full_build)
-            inputs = {file for capture in fat.captures for file in _captured_files(capture)} | self._full_build.keys()
+            sources = {file for capture in fat.captures for file in captured_files(capture)}
+            inputs = sources | self._full_build.keys()
+            self._snapshot = await asyncio.to_thread(take_snapshot, sources)
             batch = await watcher.rescan()
             if batch is None or inputs.isdisjoint(map(str, batch.files)):
                 break
@@ -257,33 +232,23 @@ class Daemon:
             fat.captures, thin_dir=str(self.state_dir / "thin"), ansi=self.terminal.console.is_terminal
         )
         self._builder = builder = ThinBuilder(crates)
-        result = await builder.build(frozenset(crate.name for crate in crates))
-        if result.objects is None:
-            raise BuildError(
-                "the program's source does not compile with the arguments of a thin rebuild",
-                output="\n".join(result.diagnostics),
-            )
-        batch = await watcher.rescan()
-        inputs = builder.inputs(self._full_build)
-        for file in map(str, batch.files if batch else ()):
-            if file in inputs.crates_of:
-                # Whether rustc read the old text or the new cannot be told any more.
-                self._full_build[file] = "file was edited before the first objects were ready; it"
+        with self.terminal.working("Compiling the objects to compare with"):
+            baseline, batch = await self._make_baseline(fat, builder, watcher)
         optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
         archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
         await asyncio.to_thread(archive_set.warm)
-        self._objects = self._before = result.objects
+        self._objects = self._before = baseline
         self._patcher = Patcher(
             host=host,
             archives=archive_set,
             link_line=link_line,
             linker=linker,
             crate_names=frozenset(crate.capture.crate_name for crate in crates),
-            baseline=result.objects,
+            baseline=baseline,
             host_code=HostCode(fat.executable, host.header) if optimised else None,
             state_dir=self.state_dir,
         )
-        result.objects.forget_units()
+        baseline.forget_units()
         names = ", ".join(crate.name for crate in crates)
         self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
         self._publish(DaemonReady(url=url, pid=os.getpid()))
@@ -294,36 +259,31 @@ class Daemon:
             self._take_batch(settled)
         return 0
 
+    async def _make_baseline(
+        self, fat: FatBuild, builder: ThinBuilder, watcher: Watcher
+    ) -> tuple[BuildObjects, Batch | None]:
+        """The objects of the program's source, and what was edited before they were ready."""
+        result = await builder.build(frozenset(crate.name for crate in builder.crates))
+        batch = await watcher.rescan()
+        edited = frozenset(map(str, batch.files if batch else ())) & self._snapshot.texts.keys()
+        baseline = result.objects
+        if edited:
+            shadow = self.state_dir / "shadow"
+            baseline = await build_snapshot(fat.captures, self._snapshot, edited, shadow) or baseline
+            if baseline is result.objects:
+                for file in edited:
+                    self._full_build[file] = "file was edited before the first objects were ready; it"
+        self._snapshot = Snapshot(texts={})
+        if baseline is None:
+            raise BuildError(
+                "the program's source does not compile with the arguments of a thin rebuild",
+                output="\n".join(result.diagnostics),
+            )
+        return baseline, batch
+
     def _take_batch(self, batch: Batch) -> None:
         files = tuple(map(str, batch.files))
         self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
-
-    async def _run_program(self, argv: Sequence[str], environ: Mapping[str, str]) -> int:
-        """Run the program to its end, in the terminal's foreground; ends it when cancelled."""
-        process = await asyncio.create_subprocess_exec(*argv, cwd=self.options.cwd, env=environ)
-        self.terminal.say("Running", f"{argv[0]} (process {process.pid})")
-        try:
-            status = await process.wait()
-        except asyncio.CancelledError:
-            await self._end_program(process)
-            raise
-        if status < 0:
-            self.terminal.say("Ended", f"by {signal.Signals(-status).name}", "bold red")
-            return 128 - status
-        return status
-
-    async def _end_program(self, process: asyncio.subprocess.Process) -> None:
-        # Ctrl-C reached the program as well, which may be saving its state.
-        for number in ((None,) if self.interrupted else ()) + (signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.send_signal(number)
-            try:
-                async with asyncio.timeout(GRACE_S):
-                    await process.wait()
-                    return
-            except TimeoutError:
-                continue
 
     def _dispatch(self, event: core.StepEvent) -> None:
         self.state, commands = core.step(self.state, event)
@@ -380,7 +340,8 @@ class Daemon:
         assert self._watcher is not None
         started = time.time()
         try:
-            result = await self._builder.build(crates)
+            with self.terminal.working(f"Compiling {', '.join(sorted(crates))}"):
+                result = await self._builder.build(crates)
         except Exception as error:
             _log.exception(logs.REBUILD_FAILED)
             failed = core.Rebuilt(
@@ -545,17 +506,6 @@ def _link_line(tip: Capture) -> LinkLine:
     if tip.link_line is None:
         raise BuildError(f"the capture of {tip.crate_name} has no linker command", hint="build it again")
     return parse_link_line(tip.link_line)
-
-
-def _captured_files(capture: Capture) -> tuple[str, ...]:
-    """The files that a captured compile read, absolute."""
-    if capture.dep_info is None:
-        return ()
-    try:
-        files = parse_dep_info(Path(capture.cwd, capture.dep_info).read_text("utf-8", "surrogateescape")).files
-    except (OSError, CaptureError):
-        return ()
-    return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
 
 
 def _changed_after(file: str, moment: float) -> bool:

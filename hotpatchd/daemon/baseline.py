@@ -1,0 +1,84 @@
+"""The objects of the source that the program was built from, also where that source is edited meanwhile.
+
+The first thin rebuild takes seconds for a large crate, and the program runs already. If somebody saves a file before it
+is done, nobody can tell which text rustc read. So the sources are kept in memory, as they were when the program was
+built, and compiled once more, from a copy, if that happens.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hotpatchd.core.capture import Capture
+from hotpatchd.core.depinfo import parse_dep_info
+from hotpatchd.core.errors import CaptureError
+from hotpatchd.core.thinplan import plan_thin_crates
+from hotpatchd.daemon.thin import ThinBuilder
+from hotpatchd.objfile.objects import BuildObjects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The text of source files at one moment, by absolute path."""
+
+    texts: Mapping[str, bytes]
+
+
+def captured_files(capture: Capture) -> tuple[str, ...]:
+    """The files that a captured compile read, absolute; none where rustc's list of them is gone."""
+    if capture.dep_info is None:
+        return ()
+    try:
+        files = parse_dep_info(Path(capture.cwd, capture.dep_info).read_text("utf-8", "surrogateescape")).files
+    except (OSError, CaptureError):
+        return ()
+    return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
+
+
+def take_snapshot(files: Iterable[str]) -> Snapshot:
+    """Read files; those that cannot be read are left out."""
+    texts = {}
+    for file in files:
+        try:
+            texts[file] = Path(file).read_bytes()
+        except OSError:
+            continue
+    return Snapshot(texts=texts)
+
+
+async def build_snapshot(
+    captures: Sequence[Capture], snapshot: Snapshot, edited: frozenset[str], directory: Path
+) -> BuildObjects | None:
+    """Compile the program's crates as they were.
+
+    Args:
+        captures: as for `plan_thin_crates`.
+        snapshot: the sources.
+        edited: files whose text is another by now.
+        directory: for the copy and what is made from it; emptied first.
+
+    Returns:
+        The objects. None where they would not be those of the old text: a crate reads an edited file by its absolute
+        path, or does not compile away from its place.
+
+    Raises:
+        BuildError: rustc cannot be run.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    moved = []
+    for capture in captures:
+        copy = directory / "source" / capture.cwd.lstrip("/")
+        copy.mkdir(parents=True, exist_ok=True)
+        moved.append(replace(capture, cwd=str(copy)))
+    for file, text in snapshot.texts.items():
+        # Relative paths, which cargo uses for the workspace's own crates, find the copy.
+        place = directory / "source" / file.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(text)
+    builder = ThinBuilder(plan_thin_crates(moved, thin_dir=str(directory / "thin")))
+    result = await builder.build(frozenset(crate.name for crate in builder.crates))
+    if not edited.isdisjoint(builder.inputs({}).crates_of):
+        return None
+    return result.objects

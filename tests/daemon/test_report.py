@@ -1,0 +1,128 @@
+"""What a person reads: the lines of verdicts and diagnostics."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from hotpatchd.core.events import (
+    EditVerdict,
+    Event,
+    Functions,
+    Note,
+    RebuildFailed,
+    RebuildFinished,
+    Refusal,
+    Timings,
+    Verdict,
+    to_record,
+)
+from hotpatchd.daemon.report import Terminal, describe, describe_record
+
+TIMINGS = Timings(settle=20.4, compile=110.2, select=6.0, link=75.6, send=1.2, apply=0.4, total=213.8)
+
+
+def shown(*events: Event) -> list[str]:
+    """The lines that events put on a terminal, without colours."""
+    console = Console(record=True, force_terminal=True, width=120, file=io.StringIO())
+    terminal = Terminal(console)
+    for event in events:
+        terminal.show(event)
+    return console.export_text().splitlines()
+
+
+def edit(verdict: Verdict) -> EditVerdict:
+    """The end of an edit."""
+    return EditVerdict(edit=1, verdict=verdict)
+
+
+def test_an_applied_edit_names_its_functions_and_times() -> None:
+    """One line: the verb, what was replaced and added, the total, and the stages that it is made of."""
+    verdict = Verdict(
+        verdict="applied", functions=Functions(patched=("app::draw",), added=("app::pen",)), timings_ms=TIMINGS
+    )
+    assert shown(edit(verdict)) == [
+        "     Patched app::draw added app::pen in 214 ms"
+        " (settle 20 + compile 110 + select 6 + link 76 + send 1 + apply 0)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "line"),
+    [
+        (Verdict(verdict="unchanged"), "   Unchanged the program runs this code already"),
+        (
+            Verdict(verdict="unchanged", functions=Functions(moved=("a", "b"))),
+            "   Unchanged the program runs this code already (2 functions moved)",
+        ),
+        (Verdict(verdict="failed"), "      Failed the program goes on with the code that it has"),
+        (Verdict(verdict="refused"), "     Refused the program was left as it is"),
+        (Verdict(verdict="restart"), "     Restart the program was left as it is"),
+    ],
+    ids=["unchanged", "moved", "failed", "refused", "restart"],
+)
+def test_a_verdict_without_a_patch_says_what_the_program_runs(verdict: Verdict, line: str) -> None:
+    """Each verdict has its verb, aligned with cargo's."""
+    assert shown(edit(verdict)) == [line]
+
+
+def test_refusals_name_the_subject_the_detail_and_the_reason() -> None:
+    """One line each below the verdict; without a subject just the detail."""
+    refusals = (
+        Refusal(symbol="app::LIMIT", reason="static_changed", detail="it grew"),
+        Refusal(symbol=None, reason="region_full", detail="no room"),
+    )
+    _, first, second = shown(edit(Verdict(verdict="refused", refusals=refusals)))
+    assert first.strip() == "app::LIMIT: it grew [static_changed]"
+    assert second.strip() == "no room [region_full]"
+
+
+def test_notes_follow_the_verdict() -> None:
+    """A limit of what was applied is a line of its own."""
+    note = Note(symbol="app::main", note="on_stack", detail="it runs until it returns")
+    assert shown(edit(Verdict(verdict="applied", notes=(note,))))[1] == "        note app::main: it runs until it returns"
+
+
+def test_many_functions_are_counted_instead_of_named() -> None:
+    """Four names are shown, and the number of the others."""
+    names = tuple(f"app::f{number}" for number in range(6))
+    assert describe(Verdict(verdict="applied", functions=Functions(patched=names[:4]))).endswith("app::f3")
+    text = describe(Verdict(verdict="applied", functions=Functions(patched=names)))
+    assert text == "app::f0, app::f1, app::f2, app::f3 and 2 more"
+
+
+def test_names_with_brackets_are_shown_as_they_are() -> None:
+    """What looks like the terminal library's markup is not taken for it."""
+    verdict = Verdict(verdict="applied", functions=Functions(patched=("<[u8] as app::Draw>::draw", "[bold]")))
+    assert shown(edit(verdict)) == ["     Patched <[u8] as app::Draw>::draw, [bold]"]
+
+
+def test_diagnostics_are_shown_as_rustc_coloured_them() -> None:
+    """Escape sequences become colours, and the text is whole."""
+    red = "\x1b[31merror\x1b[0m: no"
+    failed = RebuildFailed(edit=1, crates=("app",), diagnostics=(red,))
+    finished = RebuildFinished(edit=2, crates=("app",), diagnostics=("warning: unused",))
+    assert shown(failed, finished) == ["error: no", "warning: unused"]
+
+
+def test_long_lines_are_left_to_the_terminal() -> None:
+    """Nothing is broken at the console's width, so that copied text stays whole."""
+    long = "x" * 300
+    assert shown(RebuildFailed(edit=1, crates=(), diagnostics=(long,))) == [long]
+
+
+def test_nothing_is_printed_where_no_terminal_is() -> None:
+    """The log tells there."""
+    file = io.StringIO()
+    terminal = Terminal(Console(file=file, force_terminal=False))
+    terminal.say("Watching", "app")
+    terminal.show(edit(Verdict(verdict="applied")))
+    terminal.show(RebuildFailed(edit=1, crates=(), diagnostics=("error",)))
+    assert file.getvalue() == ""
+
+
+def test_a_record_is_described_like_the_verdict_that_it_was_made_from() -> None:
+    """Commands that read records say the same as the terminal."""
+    verdict = Verdict(verdict="applied", functions=Functions(patched=("app::draw",)), timings_ms=TIMINGS)
+    record = to_record(edit(verdict), 1.0)
+    assert describe_record(record) == f"applied: {describe(verdict)}"
