@@ -1,6 +1,7 @@
 //! What the client must know of the program that it runs in.
 
 use crate::announce::real_dl_iterate_phdr;
+use crate::memory::page_size;
 use libc::{c_int, c_void, dl_phdr_info, size_t, PF_X, PT_LOAD, PT_NOTE};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
@@ -86,10 +87,6 @@ impl Host {
     pub fn read(module: Module) -> io::Result<Host> {
         Ok(Host { build_id: module.build_id()?, exe: fs::read_link("/proc/self/exe")?, page_size: page_size(), module })
     }
-}
-
-pub fn page_size() -> u64 {
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
 
 pub fn hex(bytes: &[u8]) -> String {

@@ -1,7 +1,6 @@
 //! The region that patches live in, and writing to the program's code.
 
 use crate::arch::{DETOUR_LEN, REACH};
-use crate::host::page_size;
 use libc::{c_int, c_void};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -52,6 +51,10 @@ pub fn discard(range: &Range<u64>) {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
     let size = (range.end - range.start) as usize;
     unsafe { libc::mmap(range.start as *mut c_void, size, libc::PROT_NONE, flags, -1, 0) };
+}
+
+pub fn page_size() -> u64 {
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
 
 /// `range` grown to whole pages.
