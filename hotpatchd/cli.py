@@ -167,7 +167,7 @@ def build(**given: Any) -> None:
     sys.exit(asyncio.run(_until_signal(work(), lambda: None)))
 
 
-@cli.command("exec", context_settings={"ignore_unknown_options": True})
+@cli.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--manifest-path", metavar="PATH", help="Path to the Cargo.toml of the program.")
 @click.option("--target-dir", metavar="DIRECTORY", help="The target directory of the daemon.")
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
@@ -289,23 +289,15 @@ def captures(manifest_path: str | None, target_dir: str | None, as_json: bool) -
 @cli.command()
 @_daemon_command
 def events(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
-    """Follow the daemon's events; with --json one JSON object a line."""
+    """Follow the daemon's events, one JSON object a line, with or without --json."""
     state_dir = _state_dir(manifest_path, target_dir)
 
     async def follow() -> int:
         async for event in control.subscribe(state_dir):
-            line = json.dumps(event, ensure_ascii=False) if as_json else _event_line(event)
-            click.echo(line)
+            _print_json(event)
         return 0
 
     sys.exit(asyncio.run(_until_signal(follow(), lambda: None)))
-
-
-def _event_line(event: dict[str, Any]) -> str:
-    if event["event"] == "edit.verdict":
-        return f"{event['event']:<18} {event['edit']} {describe_record(event)}"
-    shown = {key: value for key, value in event.items() if key not in ("event", "ts")}
-    return f"{event['event']:<18} {' '.join(f'{key}={value}' for key, value in shown.items())}"
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tomllib
@@ -65,12 +66,12 @@ def _answer(argv: list[str], environ: Mapping[str, str]) -> str | None:
 
 def _toolchain(environ: Mapping[str, str]) -> Iterator[_Check]:
     for tool in ("rustc", "cargo"):
-        version = _answer([tool, "--version"], environ)
-        if version is None:
+        version = _answer([tool, "--version"], environ) or ""
+        found = re.match(rf"{tool} (\d+)\.(\d+)", version)
+        if found is None:
             yield _check(tool, "error", "not found on PATH, or it does not run", "install Rust from https://rustup.rs")
             continue
-        number = tuple(int(part) for part in version.split()[1].split("-")[0].split(".")[:2])
-        if number < MIN_RUSTC:
+        if tuple(map(int, found.groups())) < MIN_RUSTC:
             wanted = ".".join(map(str, MIN_RUSTC))
             yield _check(tool, "error", f"{version.strip()} is too old", f"update to Rust {wanted} or newer")
         else:

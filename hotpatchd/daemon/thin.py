@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class ThinBuilder:
         self._files: dict[str, dict[str, ObjectFile]] = {}
         self._metadata: dict[str, bytes] = {}
         self._newest: BuildObjects | None = None
+        self._in_use: weakref.WeakSet[BuildObjects] = weakref.WeakSet()
         self._builds = 0
 
     async def build(self, wanted: frozenset[str]) -> ThinResult:
@@ -92,7 +94,8 @@ class ThinBuilder:
         compile_ms = (time.perf_counter() - start) * 1000
         files = {name: file for of_crate in self._files.values() for name, file in of_crate.items()}
         self._newest = await asyncio.to_thread(BuildObjects, files, self._newest)
-        self._forget(self._builds - 2)
+        self._in_use.add(self._newest)
+        self._delete_unused()
         return ThinResult(
             crates=tuple(compiled),
             failed=frozenset(),
@@ -101,12 +104,13 @@ class ThinBuilder:
             compile_ms=compile_ms,
         )
 
-    def _forget(self, build: int) -> None:
-        """Delete the objects of an earlier build, unless it is the baseline."""
-        if build <= 1:
-            return
+    def _delete_unused(self) -> None:
+        """Delete objects on disk that belong to no `BuildObjects` that anybody still has; they are opened lazily."""
+        used = {file.path.parent for objects in self._in_use for file in objects.files.values()}
         for crate in self.crates:
-            shutil.rmtree(Path(crate.out_dir).with_name("objects") / str(build), ignore_errors=True)
+            for place in Path(crate.out_dir).with_name("objects").glob("*"):
+                if place not in used:
+                    shutil.rmtree(place, ignore_errors=True)
 
     async def _compile(self, crate: ThinCrate) -> tuple[bool, list[str]]:
         out_dir = Path(crate.out_dir)
@@ -132,7 +136,8 @@ class ThinBuilder:
         place.mkdir(parents=True)
         found = {}
         for path in out_dir.glob(f"*{_OBJECT_SUFFIX}"):
-            cgu = path.name.split(".")[-4]
+            # `<crate>.<cgu>.rcgu.o`; newer compilers put a name of the invocation before the suffix.
+            cgu = path.name.split(".")[1]
             kept = place / f"{cgu}.o"
             path.rename(kept)
             found[f"{crate.name}/{cgu}"] = object_file(kept, is_optimised=crate.is_optimised)

@@ -60,8 +60,8 @@ def test_trigger_after_a_save(session: Session) -> None:
 
 
 def test_events_follows_the_daemon(session: Session) -> None:
-    """`events --json` prints each event from then on as one JSON object a line, as `--events` does."""
-    follower = session.start("events", "--json")
+    """`events` prints each event from then on as one JSON object a line, as `--events` does."""
+    follower = session.start("events")
     expressions = ["    left + right", "    left * right"]
     # The follower does not say when it has begun to listen, so edits are made until one has reached it.
     for _ in range(50):
