@@ -1,13 +1,13 @@
 """How one crate was compiled, how it is compiled again, and how a patch of it is linked."""
 
-import os
 from pathlib import Path
 from typing import Any
 
-from hotpatchd.core.capture import Capture, link_order
+from hotpatchd.core.capture import link_order
 from hotpatchd.core.errors import UsageError
 from hotpatchd.core.linkline import parse_link_line
 from hotpatchd.core.linkplan import plan_image_link
+from hotpatchd.core.recipe import find_refusal
 from hotpatchd.core.thinplan import Recipe, plan_thin_crates
 from hotpatchd.daemon.capture_store import CaptureStore
 from hotpatchd.daemon.fatbuild import Workspace
@@ -39,9 +39,10 @@ def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Rec
         )
     # A package's library and binary may share a name: the binary is the one that is linked.
     capture = max(found, key=lambda c: c.link_line is not None)
-    tip = capture if capture.link_line else next((c for c in listing.captures if _uses(c, capture)), capture)
+    programs = [c for c in listing.captures if c.link_line and find_refusal(c.argv) is None]
     dirs = {str(package.manifest_path.parent) for package in workspace.packages}
-    order = link_order(tip, listing.captures, dirs)
+    orders = (link_order(tip, listing.captures, dirs) for tip in ([capture] if capture.link_line else programs))
+    order = next((order for order in orders if capture in order), (capture,))
     planned = plan_thin_crates(order, thin_dir=str(state_dir / "thin"), recipe=recipe)
     thin = next(crate for crate in planned if crate.capture == capture)
     explained: dict[str, Any] = {
@@ -66,9 +67,3 @@ def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Rec
         explained["link_plan"] = [*plan.argv, *plan.response.split()]
         explained["link_dropped"] = [{"flag": flag, "reason": reason} for flag, reason in plan.dropped]
     return explained
-
-
-def _uses(capture: Capture, library: Capture) -> bool:
-    made = {os.path.basename(output.path) for output in library.outputs}
-    used = {os.path.basename(path) for path in capture.extern_paths}
-    return capture.link_line is not None and not used.isdisjoint(made)

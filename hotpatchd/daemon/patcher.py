@@ -194,7 +194,11 @@ class Patcher:
             baseline_state=self._baseline_state,
         )
         places, places_end = _place_thread_locals(session, selection.thread_locals)
-        refusals = [*selection.refusals, *self._undetourable(session, roots, objects)]
+        refusals = [
+            *selection.refusals,
+            *self._too_short(session, roots),
+            *self._folded(session, differences.changed, objects),
+        ]
         notes = [
             Note(
                 symbol=demangle(name),
@@ -262,7 +266,7 @@ class Patcher:
         added = session.symbols.get(name)
         return ((added.addr, added.size),) if added else self.host.functions(name)
 
-    def _undetourable(self, session: Session, names: Iterable[str], objects: BuildObjects) -> Iterator[Refusal]:
+    def _too_short(self, session: Session, names: Iterable[str]) -> Iterator[Refusal]:
         for name in names:
             for addr, size in self._places(session, name):
                 if size < DETOUR_SIZE and self.host.room_at(addr) < DETOUR_SIZE and name not in session.symbols:
@@ -271,6 +275,14 @@ class Patcher:
                         reason="too_short",
                         detail=f"it is {size} bytes long, and a jump to its new code takes {DETOUR_SIZE}",
                     )
+
+    def _folded(self, session: Session, changed: Iterable[str], objects: BuildObjects) -> Iterator[Refusal]:
+        """Functions that share their code with others in the program, and no longer may.
+
+        Stale callers are not asked about: what shares their code holds the same old copies as they do.
+        """
+        for name in changed:
+            for addr, _ in self._places(session, name):
                 for other in self.host.function_names_at(addr):
                     if objects.fingerprint(other) != objects.fingerprint(name) and objects.get(other):
                         yield Refusal(
@@ -363,7 +375,7 @@ class Patcher:
             if new_code is None:
                 raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
             for addr, size in self._places(session, name):
-                # Folded functions that still agree (`_undetourable`) share their one detour.
+                # Folded functions that still agree (`_folded`) share their one detour.
                 if addr in seen:
                     continue
                 seen.add(addr)

@@ -93,9 +93,9 @@ class ThinBuilder:
         self._metadata.update(metadata)
         compile_ms = (time.perf_counter() - start) * 1000
         files = {name: file for of_crate in self._files.values() for name, file in of_crate.items()}
+        self._delete_unused(files)
         self._newest = await asyncio.to_thread(BuildObjects, files, self._newest)
         self._in_use.add(self._newest)
-        self._delete_unused()
         return ThinResult(
             crates=tuple(compiled),
             failed=frozenset(),
@@ -104,9 +104,9 @@ class ThinBuilder:
             compile_ms=compile_ms,
         )
 
-    def _delete_unused(self) -> None:
-        """Delete objects on disk that belong to no `BuildObjects` that anybody still has; they are opened lazily."""
-        used = {file.path.parent for objects in self._in_use for file in objects.files.values()}
+    def _delete_unused(self, newest: Mapping[str, ObjectFile]) -> None:
+        """Delete objects that neither the newest build has nor one that somebody still holds: it may open them yet."""
+        used = {file.path.parent for files in (newest, *(o.files for o in self._in_use)) for file in files.values()}
         for crate in self.crates:
             for place in Path(crate.out_dir).with_name("objects").glob("*"):
                 if place not in used:
@@ -130,7 +130,7 @@ class ThinBuilder:
     def _take_objects(self, crate: ThinCrate, out_dir: Path) -> dict[str, ObjectFile]:
         """Move the objects out of rustc's way; those of earlier builds stay where they are, being compared with."""
         objects = out_dir.with_name("objects")
-        if self._builds == 1:
+        if crate.name not in self._files:  # What is there was left by an earlier daemon.
             shutil.rmtree(objects, ignore_errors=True)
         place = objects / str(self._builds)
         place.mkdir(parents=True)

@@ -113,7 +113,8 @@ def test_rustc_must_be_new_enough(root: Path, tmp_path: Path, version: str, stat
 def test_a_program_that_answers_something_else_is_not_taken_for_rustc(root: Path, tmp_path: Path) -> None:
     """An answer without a version is an error row."""
     program(tmp_path / "bin", "rustc", "echo hello")
-    assert examine(root, {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})["rustc"]["state"] == "error"
+    rows = examine(root, {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    assert rows["rustc"]["state"] == "error"
 
 
 @pytest.mark.parametrize(

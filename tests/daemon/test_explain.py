@@ -78,13 +78,11 @@ def test_the_other_recipe_makes_one_object_at_a_given_path(built: tuple[Project,
 def test_an_unknown_crate_is_answered_with_those_that_are_known(built: tuple[Project, FatBuild]) -> None:
     """The message names what was asked and what could be asked."""
     project, build = built
-    with pytest.raises(UsageError, match="`nothing`.*leaf, middle, my_app"):
+    with pytest.raises(UsageError, match=r"`nothing`.*leaf, middle, my_app"):
         explain_crate(build.workspace, project.state_dir, "nothing", "cgu")
 
 
-def test_before_the_first_build_the_help_says_how_to_make_one(
-    built: tuple[Project, FatBuild], tmp_path: Path
-) -> None:
+def test_before_the_first_build_the_help_says_how_to_make_one(built: tuple[Project, FatBuild], tmp_path: Path) -> None:
     """There are no captures to explain."""
     with pytest.raises(UsageError, match="there are: none") as raised:
         explain_crate(built[1].workspace, tmp_path, "leaf", "cgu")

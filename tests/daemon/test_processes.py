@@ -15,7 +15,7 @@ from hotpatchd.daemon.processes import run_process
 async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 

@@ -80,7 +80,8 @@ def test_refusals_name_the_subject_the_detail_and_the_reason() -> None:
 def test_notes_follow_the_verdict() -> None:
     """A limit of what was applied is a line of its own."""
     note = Note(symbol="app::main", note="on_stack", detail="it runs until it returns")
-    assert shown(edit(Verdict(verdict="applied", notes=(note,))))[1] == "        note app::main: it runs until it returns"
+    _, line = shown(edit(Verdict(verdict="applied", notes=(note,))))
+    assert line == "        note app::main: it runs until it returns"
 
 
 def test_many_functions_are_counted_instead_of_named() -> None:

@@ -86,9 +86,7 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-async def test_the_first_rebuild_compiles_every_crate_in_order(
-    built: tuple[Project, FatBuild], tmp_path: Path
-) -> None:
+async def test_the_first_rebuild_compiles_every_crate_in_order(built: tuple[Project, FatBuild], tmp_path: Path) -> None:
     """Libraries come before what depends on them, and all objects are there."""
     project, build = built
     project.write(FILES)
@@ -124,7 +122,7 @@ async def test_nothing_is_compiled_after_a_crate_that_failed(workspace: Workspac
     """Its dependents would only repeat its errors; they are not named as failed."""
     workspace.write({"leaf/src/lib.rs": "pub fn answer() -> u32 { nonsense }\n"})
     result = await workspace.builder.build(frozenset({"leaf"}))
-    assert (result.crates, result.failed, result.objects) == (("leaf",), {"leaf"}, None)
+    assert (result.crates, result.failed, result.objects) == (("leaf",), frozenset({"leaf"}), None)
 
 
 async def test_diagnostics_are_as_rustc_renders_them(workspace: Workspace) -> None:
@@ -156,14 +154,20 @@ async def test_objects_of_codegen_units_that_stay_keep_their_identity(workspace:
 
 
 async def test_objects_of_old_builds_are_deleted(workspace: Workspace) -> None:
-    """What stays is the baseline, the newest build, and what somebody still compares with."""
-    kept = await workspace.build("leaf")
+    """What stays is the newest build, the one before it, and what somebody, such as for the baseline, still holds."""
+    held = await workspace.build("leaf")
     for _ in range(3):
         await workspace.build("leaf")
-    assert workspace.built_objects("leaf") == {"1", "2", "5"}
-    del kept
-    await workspace.build("app")
-    assert workspace.built_objects("leaf") == {"1", "5"}
+    assert workspace.built_objects("leaf") == {"1", "2", "4", "5"}
+    del held
+    await workspace.build("leaf")
+    assert workspace.built_objects("leaf") == {"1", "5", "6"}
+
+
+async def test_objects_that_a_compiler_left_behind_are_not_taken(workspace: Workspace) -> None:
+    """One that was killed may have written some."""
+    Path(workspace.crates[-1].out_dir, "app-1234.left.rcgu.o").write_bytes(b"half")
+    assert "app/left" not in (await workspace.build("app")).files
 
 
 async def test_objects_of_a_crate_that_rests_outlive_the_rebuilds_of_others(workspace: Workspace) -> None:
@@ -174,15 +178,18 @@ async def test_objects_of_a_crate_that_rests_outlive_the_rebuilds_of_others(work
     assert all(newest.unit(name).exports is not None for name in newest.files)
 
 
-async def test_objects_left_by_an_earlier_daemon_are_not_taken_for_new_ones(
+async def test_objects_left_by_an_earlier_daemon_are_not_in_the_way(
     built: tuple[Project, FatBuild], workspace: Workspace
 ) -> None:
-    """The first rebuild starts from an empty directory."""
+    """Each crate starts from an empty directory, also one that the first rebuild does not come to."""
     project, build = built
-    await workspace.build("leaf")
+    await workspace.build("leaf", "app")
     again = Workspace(project, build, Path(workspace.crates[0].out_dir).parents[1])
+    workspace.write({"leaf/src/lib.rs": "nonsense"})
+    assert (await again.builder.build(frozenset({"leaf", "app"}))).objects is None
+    workspace.write(FILES)
     await again.build("leaf", "app")
-    assert again.built_objects("leaf") == {"1"}
+    assert (again.built_objects("leaf"), again.built_objects("app")) == ({"2"}, {"2"})
 
 
 async def test_inputs_lead_from_files_to_the_crates_that_read_them(workspace: Workspace) -> None:
@@ -202,7 +209,8 @@ async def test_inputs_lead_from_files_to_the_crates_that_read_them(workspace: Wo
 async def test_inputs_are_those_of_the_newest_rebuild(workspace: Workspace) -> None:
     """A module that an edit adds is an input from then on."""
     extra = workspace.project.root / "app/src/extra.rs"
-    workspace.write({"app/src/main.rs": "mod extra;\nfn main() { extra::run(); }\n", "app/src/extra.rs": "pub fn run() {}\n"})
+    workspace.write({"app/src/extra.rs": "pub fn run() {}\n"})
+    workspace.write({"app/src/main.rs": "mod extra;\nfn main() { extra::run(); }\n"})
     await workspace.build("app")
     assert workspace.builder.inputs({}).crates_of[str(extra)] == ("app",)
 
