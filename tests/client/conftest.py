@@ -81,8 +81,15 @@ class Program:
 
     def tasks(self, name: str) -> list[Path]:
         """The threads of that name, as directories in /proc."""
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return [task for task in tasks if (task / "comm").read_text().strip() == name]
+        return [task for task in Path(f"/proc/{self.pid}/task").iterdir() if _thread_name(task) == name]
+
+
+def _thread_name(task: Path) -> str:
+    """The name of a thread by its directory in /proc; empty for one that has ended meanwhile."""
+    try:
+        return (task / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 class Stage:

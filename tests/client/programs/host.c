@@ -217,7 +217,7 @@ __attribute__((noinline, aligned(16))) int serve(void) {
         } else if (!strcmp(command, "handler")) {
             struct { void *handler; unsigned long flags; void *restorer; unsigned long mask; } action;
             syscall(SYS_rt_sigaction, 32, NULL, &action, 8);
-            printf("%d\n", action.handler == SIG_DFL);
+            printf("%p\n", action.handler);
         }
         fflush(stdout);
     }
