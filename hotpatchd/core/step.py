@@ -278,10 +278,9 @@ def _advance(state: State) -> Result:
         return state, ()
     if state.pending:
         return _start_edit(state)
-    waiting = state.late & state.sessions.keys()
-    if waiting and state.edit:
+    if state.late and state.edit:
         caught_up = replace(state, late=frozenset(), phase="applying", outcome=Outcome(edit=0))
-        return _prepare(caught_up, waiting)
+        return _prepare(caught_up, state.late)
     return replace(state, late=frozenset()), ()
 
 

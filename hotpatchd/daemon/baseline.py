@@ -5,15 +5,12 @@ is done, nobody can tell which text rustc read. So the sources are kept in memor
 built, and compiled once more, from a copy, if that happens.
 """
 
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotpatchd.core.capture import Capture
-from hotpatchd.core.depinfo import parse_dep_info
-from hotpatchd.core.errors import CaptureError
 from hotpatchd.core.thinplan import plan_thin_crates
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.objfile.objects import BuildObjects
@@ -24,17 +21,6 @@ class Snapshot:
     """The text of source files at one moment, by absolute path."""
 
     texts: Mapping[str, bytes]
-
-
-def captured_files(capture: Capture) -> tuple[str, ...]:
-    """The files that a captured compile read, absolute; none where rustc's list of them is gone."""
-    if capture.dep_info is None:
-        return ()
-    try:
-        files = parse_dep_info(Path(capture.cwd, capture.dep_info).read_text("utf-8", "surrogateescape")).files
-    except (OSError, CaptureError):
-        return ()
-    return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
 
 
 def take_snapshot(files: Iterable[str]) -> Snapshot:

@@ -132,7 +132,8 @@ class Patcher:
                     detail="the address space that the program keeps for patches is used up: restart it",
                 )
                 return Ready(prepared=Prepared(client=session.client, refusals=(full,)))
-            patch, content = self._address(session, edit, plan, image, elf_path)
+            detours = tuple(self._detours(session, plan, image))
+            patch, content = self._address(session, edit, plan, image, elf_path, detours)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
             return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
@@ -151,7 +152,7 @@ class Patcher:
                     added=self._display(name for name in plan.selection.added if self._is_own(name)),
                     moved=moved,
                 ),
-                names={detour.from_addr: demangle(name) for name, detour in self._detours(session, plan, image)},
+                names={detour.from_addr: demangle(name) for name, detour in detours},
                 notes=plan.notes,
                 select_ms=(selected - start) * 1000,
                 link_ms=(time.perf_counter() - selected) * 1000,
@@ -382,7 +383,13 @@ class Patcher:
                 yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
 
     def _address(
-        self, session: Session, edit: int, plan: _Plan, image: Image, elf_path: Path
+        self,
+        session: Session,
+        edit: int,
+        plan: _Plan,
+        image: Image,
+        elf_path: Path,
+        detours: tuple[tuple[str, Detour], ...],
     ) -> tuple[Patch, PatchContent]:
         identity = hashlib.sha256(image.payload).hexdigest()
         slide = session.hello.slide
@@ -395,7 +402,7 @@ class Patcher:
             segments=image.segments,
             imports=image.imports,
             eh_frame=image.eh_frame,
-            detours=tuple(detour for _, detour in self._detours(session, plan, image)),
+            detours=tuple(detour for _, detour in detours),
             thread_locals=tuple(
                 ThreadLocalImage(offset=offset, data=new.image.hex())
                 for offset, new in plan.thread_locals.values()

@@ -26,7 +26,7 @@ from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
-from hotpatchd.daemon.baseline import Snapshot, build_snapshot, captured_files, take_snapshot
+from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.lock import StateLock
@@ -35,7 +35,7 @@ from hotpatchd.daemon.processes import run_process
 from hotpatchd.daemon.program import client_environ, client_for, run_program
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
-from hotpatchd.daemon.thin import ThinBuilder
+from hotpatchd.daemon.thin import ThinBuilder, captured_files
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_index

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotpatchd.core.capture import Capture
 from hotpatchd.core.depinfo import parse_dep_info
 from hotpatchd.core.errors import BuildError, CaptureError
 from hotpatchd.core.inputs import BuildInputs
@@ -152,24 +153,32 @@ class ThinBuilder:
         crates_of: dict[str, tuple[str, ...]] = {}
         source_dirs = {}
         for crate in self.crates:
-            cwd = crate.capture.cwd
-            for path in _files_read(crate):
-                absolute = os.path.normpath(os.path.join(cwd, path))
-                crates_of[absolute] = (*crates_of.get(absolute, ()), crate.name)
-            env = dict(crate.capture.env)
-            source_dirs[crate.name] = env.get("CARGO_MANIFEST_DIR", cwd)
+            for file in _files_read(crate):
+                crates_of[file] = (*crates_of.get(file, ()), crate.name)
+            source_dirs[crate.name] = crate.capture.manifest_dir
         return BuildInputs(crates_of=crates_of, full_build=dict(full_build), source_dirs=source_dirs)
 
 
+def captured_files(capture: Capture) -> tuple[str, ...]:
+    """The files that a captured compile read, absolute; none where rustc's list of them is gone."""
+    return _listed_files(capture, capture.dep_info) or ()
+
+
 def _files_read(crate: ThinCrate) -> tuple[str, ...]:
-    """From the newest dep-info; from the captured one where there is none yet."""
-    stem = f"{crate.capture.crate_name}{crate.capture.extra_filename}.d"
-    for path in (Path(crate.out_dir, stem), Path(crate.capture.dep_info or "")):
-        try:
-            return parse_dep_info(path.read_text("utf-8", "surrogateescape")).files
-        except (OSError, CaptureError):
-            continue
-    return ()
+    """From the newest dep-info; from the captured one where there is none yet. Absolute."""
+    newest = os.path.join(crate.out_dir, f"{crate.capture.crate_name}{crate.capture.extra_filename}.d")
+    return _listed_files(crate.capture, newest) or captured_files(crate.capture)
+
+
+def _listed_files(capture: Capture, dep_info: str | None) -> tuple[str, ...] | None:
+    """What a dep-info file of a compile in the capture's directory lists; None where it cannot be read."""
+    if dep_info is None:
+        return None
+    try:
+        files = parse_dep_info(Path(capture.cwd, dep_info).read_text("utf-8", "surrogateescape")).files
+    except (OSError, CaptureError):
+        return None
+    return tuple(os.path.normpath(os.path.join(capture.cwd, file)) for file in files)
 
 
 def _rendered(stderr: bytes) -> list[str]:
