@@ -21,7 +21,7 @@ SOURCE = Path(__file__).parents[2] / "client" / "carrier" / "carrier.rs"
 PATCH = r"""
 extern int old(int);
 extern unsigned long strlen(const char *);
-static const char text[] = "carried";
+char text[] = "carried";
 int fresh = 5;
 int twice(int n) { return 2 * old(n); }
 unsigned long measure(int n) { return strlen(text) + n; }
