@@ -8,13 +8,14 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from hotpatchd import __version__
+from hotpatchd.core.devtools import Protocol, devtools_environ
 from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.settle import SettleTimes
@@ -25,6 +26,7 @@ from hotpatchd.daemon.doctor import examine
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.explain import explain_crate
 from hotpatchd.daemon.fatbuild import Workspace, fat_build, load_workspace
+from hotpatchd.daemon.lock import read_daemon
 from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
@@ -57,7 +59,16 @@ _selection_options = _stacked(
     click.option("--target-dir", metavar="DIRECTORY", help="Directory for all generated artifacts."),
 )
 
+_protocol_option = click.option(
+    "--protocol",
+    type=click.Choice(get_args(Protocol)),
+    default="auto",
+    help="Patch in place (native), by the jump tables of the program's own subsecond crate (dioxus), or in place with"
+    " word to that crate where the program has it (auto).",
+)
+
 _daemon_options = _stacked(
+    _protocol_option,
     click.option("--events", type=click.Path(dir_okay=False, path_type=Path), help="Append one JSON line an event."),
     click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="Where clients connect."),
     click.option("--settle-ms", type=click.FloatRange(min=0), default=20.0, help="Quiet time that ends an edit."),
@@ -119,8 +130,9 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
     times = SettleTimes(quiet_ms=given.pop("settle_ms"), ceiling_ms=given.pop("settle_ceiling_ms"))
     listen, poll = parse_address(given.pop("listen")), given.pop("poll")
     events = EventBus(given.pop("events"))
+    protocol = given.pop("protocol")
     selection = _selection(given)
-    options = Options(selection=selection, cwd=Path.cwd(), listen=listen, times=times, poll=poll)
+    options = Options(selection=selection, cwd=Path.cwd(), listen=listen, times=times, poll=poll, protocol=protocol)
     is_ours_alone = console.is_terminal and (program is None or not sys.stdout.isatty())
     daemon = Daemon(options, _workspace(selection), events, Terminal(console, live=is_ours_alone))
 
@@ -170,18 +182,23 @@ def build(**given: Any) -> None:
 @cli.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--manifest-path", metavar="PATH", help="Path to the Cargo.toml of the program.")
 @click.option("--target-dir", metavar="DIRECTORY", help="The target directory of the daemon.")
+@_protocol_option
 @click.argument("program", nargs=-1, type=click.UNPROCESSED, required=True)
-def exec_(program: tuple[str, ...], manifest_path: str | None, target_dir: str | None) -> None:
+def exec_(program: tuple[str, ...], manifest_path: str | None, target_dir: str | None, protocol: Protocol) -> None:
     """Start PROGRAM with the client in it, attached to the daemon that runs or will run."""
     workspace = _workspace(CargoSelection(manifest_path=manifest_path, target_dir=target_dir))
     path = shutil.which(program[0])
     if path is None:
         raise UsageError(f"cannot find the program {program[0]}", hint="give its path, or build it first")
     terminal = Terminal(Console(stderr=True, highlight=False))
-    client = asyncio.run(client_for(None, os.environ, terminal))
+    client = asyncio.run(client_for(None, os.environ, terminal)) if protocol != "dioxus" else None
     with open(path, "rb") as file:
         is_elf = file.read(4) == b"\x7fELF"
-    environ = client_environ(os.environ, client, state_dir_of(workspace), Path(path) if is_elf else None)
+    state_dir = state_dir_of(workspace)
+    environ = client_environ(os.environ, client, state_dir, Path(path) if is_elf else None)
+    daemon = read_daemon(state_dir)
+    if daemon and protocol != "native" and workspace.has_hot_calls:
+        environ |= devtools_environ(daemon.url)
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(path, list(program), environ)

@@ -3,7 +3,8 @@
 The roots are the functions whose code differs from what the program runs. From there every relocation is followed:
 
 1. a symbol that the program has is the program's: state and functions stay where they are. That goes for the roots too:
-   whoever calls one goes to its first address, where the newest jump is, so that no patch is bound to another's code;
+   whoever calls one goes to its first address, where the newest jump is, so that no patch is bound to another's code.
+   In a program without such jumps the patch's own calls go to the roots' new code;
 2. a reference to a section of the same object without a name stays inside the patch;
 3. a symbol that another object of this build defines comes along, being new to the program;
 4. so does one that an archive of the captured link line defines;
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hotpatchd.core.events import Refusal
+from hotpatchd.core.session import Redirect
 from hotpatchd.core.unit import Archives, Definers, Definition, Host, NewThreadLocal, Reference, Unit, is_rust_name
 
 
@@ -80,11 +82,13 @@ class _Walk:
         archives: Archives,
         roots: frozenset[str],
         baseline_state: frozenset[str],
+        redirect: Redirect,
     ) -> None:
         self.definitions = definitions
         self.host = host
         self.archives = archives
         self.roots = roots
+        self.bound_to_new = roots if redirect == "jump_table" else frozenset()
         self.baseline_state = baseline_state
         self.kept: dict[str, _Kept] = {}
         self.queue: deque[tuple[Unit, int]] = deque()
@@ -111,7 +115,8 @@ class _Walk:
         for name in sorted(self.roots):
             unit = self.definitions.get(name)
             if unit is not None:
-                self.host_names.add(name)
+                if name not in self.bound_to_new:
+                    self.host_names.add(name)
                 self.keep(unit, unit.exports[name].section)
         while self.queue:
             unit, section = self.queue.popleft()
@@ -192,7 +197,7 @@ class _Walk:
         own = unit.exports.get(name)
         definer = unit if own else self.definitions.get(name)
         definition = own or (definer.exports[name] if definer else None)
-        found = self.host.find(name)
+        found = None if name in self.bound_to_new else self.host.find(name)
         if found:
             if definition is None or self.is_same(definition, found.size, found.kind):
                 self.host_names.add(name)
@@ -252,6 +257,7 @@ def select(
     host: Host,
     archives: Archives,
     baseline_state: frozenset[str] = frozenset(),
+    redirect: Redirect = "detours",
 ) -> Selection:
     """Choose the content of a patch.
 
@@ -262,12 +268,13 @@ def select(
         archives: the archives of the captured link line.
         baseline_state: statics that the program's own source had, where the optimiser may have taken their names;
             empty for hosts that were built without optimisation.
+        redirect: how the program enters the roots' new code.
 
     Returns:
         The selection; with `refusals` where it must not be applied.
     """
     wanted = frozenset(roots)
-    walk = _Walk(definitions, host, archives, wanted, baseline_state)
+    walk = _Walk(definitions, host, archives, wanted, baseline_state, redirect)
     walk.run()
     added: set[str] = set()
     new_state: set[str] = set()

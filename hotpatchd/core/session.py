@@ -6,9 +6,13 @@ patch is always "what the sources say now, where this program runs something els
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from hotpatchd.core.client import Hello
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol
+
+Redirect = Literal["detours", "jump_table"]
+"""How a program is made to enter new code: its functions begin with a jump, or it looks up what it calls itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +25,8 @@ class PatchContent:
         functions: functions that it defines → fingerprint.
         symbols: symbols that are new to the program, addresses at link time.
         thread_locals: bytes of the reserve of thread-local storage that are in use once it is applied.
+        copies: new code of functions that the program had, addresses at link time, where callers are bound to it: with
+            detours they are bound to the old place, which leads to the newest code.
     """
 
     patch: str
@@ -28,6 +34,7 @@ class PatchContent:
     functions: Mapping[str, Fingerprint]
     symbols: Mapping[str, HostSymbol]
     thread_locals: int
+    copies: Mapping[str, HostSymbol] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +58,15 @@ class Session:
         symbols: what patches added, addresses at link time.
         thread_locals: bytes in use of its reserve of thread-local storage.
         history: patches in force, oldest first.
+        redirect: how it enters new code.
+        copies: functions that patches brought anew → link-time addresses of the copies, oldest first.
     """
 
     client: int
     hello: Hello
     next_addr: int
+    redirect: Redirect = "detours"
+    copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     running: Mapping[str, Fingerprint] = field(default_factory=dict)
     symbols: Mapping[str, HostSymbol] = field(default_factory=dict)
     thread_locals: int = 0
@@ -65,14 +76,22 @@ class Session:
 def after_applied(session: Session, content: PatchContent, next_addr: int) -> Session:
     """The session once the client acknowledged a patch."""
     before = {name: session.running.get(name) for name in content.functions}
+    copies = {name: (*earlier_copies(session, name), copy.addr) for name, copy in content.copies.items()}
     return replace(
         session,
         next_addr=next_addr,
         running={**session.running, **content.functions},
-        symbols={**session.symbols, **content.symbols},
+        symbols={**session.symbols, **content.symbols, **content.copies},
+        copies={**session.copies, **copies},
         thread_locals=content.thread_locals,
         history=(*session.history, AppliedPatch(patch=content.patch, edit=content.edit, before=before)),
     )
+
+
+def earlier_copies(session: Session, name: str) -> tuple[int, ...]:
+    """Link-time addresses at which patches brought a function, oldest first."""
+    added = session.symbols.get(name)
+    return session.copies.get(name) or ((added.addr,) if added else ())
 
 
 def undo_target(session: Session, count: int) -> str | None:

@@ -82,6 +82,7 @@ class Prepared:
 
     client: int
     content: PatchContent | None = None
+    kind: Literal["image", "dylib"] = "image"
     bytes: int = 0
     functions: Functions = Functions()
     names: Mapping[int, str] = field(default_factory=dict)
@@ -357,7 +358,7 @@ def _prepared(state: State, event: Prepared) -> Result:
         )
         return _done_with(replace(state, outcome=outcome), event.client)
     state = replace(state, outcome=outcome, awaited={**state.awaited, event.client: event})
-    sent = PatchSent(edit=event.content.edit, client=event.client, kind="image", bytes=event.bytes)
+    sent = PatchSent(edit=event.content.edit, client=event.client, kind=event.kind, bytes=event.bytes)
     return state, (Send(client=event.client, patch=event.content.patch), Emit(event=sent))
 
 
@@ -487,6 +488,9 @@ def _undo_asked(state: State, event: UndoAsked) -> Result:
     if not targets:
         nothing = Reply(request=event.request, result={}, error="no patch is in force, so there is nothing to undo")
         return state, (nothing,)
+    if any(state.sessions[number].redirect == "jump_table" for number in targets):
+        error = "a program that is patched by its own subsecond crate cannot take patches back; revert the edit instead"
+        return state, (Reply(request=event.request, result={}, error=error),)
     state = replace(
         state,
         phase="undoing",

@@ -7,12 +7,12 @@ are shared.
 
 import asyncio
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from hotpatchd.core.callers import find_leading
 from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
 from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
 from hotpatchd.core.demangle import demangle
@@ -22,10 +22,11 @@ from hotpatchd.core.inlining import find_stale_callers
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.select import Selection, select
-from hotpatchd.core.session import LiveSymbols, PatchContent, Session
+from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
 from hotpatchd.core.step import Prepared
-from hotpatchd.core.unit import Fingerprint, HostSymbol, NewThreadLocal
-from hotpatchd.daemon.processes import run_process
+from hotpatchd.core.unit import Fingerprint, HostSymbol, NewThreadLocal, is_rust_name
+from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
+from hotpatchd.daemon.linking import run_linker
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
@@ -40,11 +41,12 @@ DETOUR_SIZE = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What an edit means for one client, and the patch with its bytes where there is one."""
+    """What an edit means for one client, and the patch where there is one: with its bytes, or in a carrier library."""
 
     prepared: Prepared
     patch: Patch | None = None
     payload: bytes = b""
+    carrier: Carrier | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,8 @@ class _Plan:
     """One patch between selecting and linking."""
 
     selection: Selection
+    edited: tuple[str, ...]
+    definers: Mapping[str, CodeUnit]
     functions: Mapping[str, Fingerprint]
     moved: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -71,6 +75,7 @@ class Patcher:
         baseline: the objects of the source that the host was built from.
         host_code: the host's machine code, where it was built with optimisation and so has functions inlined into
             others; None where it was not.
+        carriers: links carrier libraries, for clients that enter new code by a jump table.
         state_dir: the daemon's directory.
     """
 
@@ -84,6 +89,7 @@ class Patcher:
         crate_names: frozenset[str],
         baseline: BuildObjects,
         host_code: HostCode | None,
+        carriers: CarrierLinker,
         state_dir: Path,
     ) -> None:
         self.host = host
@@ -94,6 +100,7 @@ class Patcher:
         self.baseline = baseline
         self.state_dir = state_dir
         self.host_code = host_code
+        self.carriers = carriers
         self._baseline_state = baseline.state_names() if host_code else frozenset()
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
@@ -132,8 +139,16 @@ class Patcher:
                     detail="the address space that the program keeps for patches is used up: restart it",
                 )
                 return Ready(prepared=Prepared(client=session.client, refusals=(full,)))
-            detours = tuple(self._detours(session, plan, image))
-            patch, content = self._address(session, edit, plan, image, elf_path, detours)
+            patch, carrier, names = None, None, {}
+            if session.redirect == "jump_table":
+                carrier = await self._carry(session, plan, image, elf_path)
+                sent_bytes = carrier.size
+            else:
+                detours = tuple(self._detours(session, plan, image))
+                names = {detour.from_addr: demangle(name) for name, detour in detours}
+                patch = self._address(session, edit, plan, image, elf_path, detours)
+                sent_bytes = len(image.payload)
+            content = self._content(session, edit, plan, image)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
             return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
@@ -146,19 +161,21 @@ class Patcher:
             prepared=Prepared(
                 client=session.client,
                 content=content,
-                bytes=len(image.payload),
+                kind="dylib" if carrier else "image",
+                bytes=sent_bytes,
                 functions=Functions(
-                    patched=self._display(plan.selection.replaced),
+                    patched=self._display(plan.edited),
                     added=self._display(name for name in plan.selection.added if self._is_own(name)),
                     moved=moved,
                 ),
-                names={detour.from_addr: demangle(name) for name, detour in detours},
+                names=names,
                 notes=plan.notes,
                 select_ms=(selected - start) * 1000,
                 link_ms=(time.perf_counter() - selected) * 1000,
             ),
             patch=patch,
             payload=image.payload,
+            carrier=carrier,
         )
 
     def _failed(self, session: Session, reason: str, detail: str, seconds: float) -> Ready:
@@ -187,17 +204,21 @@ class Patcher:
         roots = differences.changed
         if self.host_code is not None:
             roots = self._with_stale_callers(session, differences, objects, self.host_code)
+        edited = roots
+        if session.redirect == "jump_table":
+            roots = self._with_leading(roots, differences, objects, live)
         selection = select(
             roots=roots,
             definitions=objects,
             host=live,
             archives=self.archives,
             baseline_state=self._baseline_state,
+            redirect=session.redirect,
         )
         places, places_end = _place_thread_locals(session, selection.thread_locals)
         refusals = [
             *selection.refusals,
-            *self._too_short(session, roots),
+            *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, differences.changed, objects),
         ]
         notes = [
@@ -207,7 +228,7 @@ class Patcher:
                 detail="the running program has no such function: nothing calls it",
             )
             for name in differences.absent
-            if roots == differences.changed and self._is_own(name)
+            if edited == differences.changed and self._is_own(name)
         ]
         for unit in objects.changed_since(before):
             earlier = before.unit(unit.name) if unit.name in before.files else None
@@ -239,6 +260,8 @@ class Patcher:
             thread_locals=places,
             thread_locals_end=places_end,
             selection=replace(selection, refusals=tuple(refusals)),
+            edited=edited,
+            definers={name: definer for name in roots if (definer := objects.get(name))},
             functions=_defined_functions(selection),
             moved=differences.moved,
             notes=tuple(notes),
@@ -261,6 +284,16 @@ class Patcher:
             is_replaced=session.running.__contains__,
         )
         return tuple(sorted({*differences.changed, *(name for name in stale if self.host.functions(name))}))
+
+    def _with_leading(
+        self, roots: tuple[str, ...], differences: Differences, objects: BuildObjects, live: LiveSymbols
+    ) -> tuple[str, ...]:
+        leading = find_leading(
+            {*roots, *differences.absent},
+            users=objects.users,
+            is_replaceable=lambda name: is_rust_name(name) and live.find(name) is not None,
+        )
+        return tuple(sorted({*roots, *leading})) if roots or differences.absent else ()
 
     def _places(self, session: Session, name: str) -> tuple[tuple[int, int], ...]:
         """Where the program has a function: (link-time address, size), several for one that it has several times."""
@@ -310,25 +343,13 @@ class Patcher:
         )
         response = elf_dir / "link.args"
         response.write_text(command.response, "utf-8", "surrogateescape")
-        finished = await run_process([*command.argv, f"@{response}"], env=self._link_env())
-        if finished.status or not elf_path.exists():
-            raise BuildError(
-                f"the linker `{command.argv[0]}` failed with exit status {finished.status}",
-                output=finished.stderr.decode("utf-8", "replace"),
-            )
+        await run_linker([*command.argv, f"@{response}"], self.link_line, elf_path)
         image = read_image(elf_path)
         for covered in range(slot + 1, (image.end - 1 - region.addr) // region.slot_size + 1):
             alias = elf_dir / f"slot-{covered}.elf"
             alias.unlink(missing_ok=True)
             alias.hardlink_to(elf_path)
         return image, elf_path
-
-    def _link_env(self) -> dict[str, str]:
-        # rustc prunes PATH for the linker; the developer's own stands behind it, so that `ld` is found.
-        env = {name: value for name, value in os.environ.items() if name not in self.link_line.unset_env}
-        for name, value in self.link_line.env:
-            env[name] = f"{value}{os.pathsep}{env['PATH']}" if name == "PATH" and "PATH" in env else value
-        return env
 
     def _write_inputs(self, session: Session, plan: _Plan) -> list[str]:
         selection = plan.selection
@@ -344,7 +365,7 @@ class Patcher:
                     sections=kept.sections,
                     host_sections=kept.host_sections,
                     host_names=selection.host_names,
-                    replaced=frozenset(selection.replaced),
+                    replaced=frozenset(name for name, unit in plan.definers.items() if unit is kept.unit),
                     imports=selection.imports,
                 )
             )
@@ -382,6 +403,23 @@ class Patcher:
                 seen.add(addr)
                 yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
 
+    async def _carry(self, session: Session, plan: _Plan, image: Image, elf_path: Path) -> Carrier:
+        """Link the library for a client that enters new code by a jump table, which covers all patches so far."""
+        slide = session.hello.slide
+        entries = []
+        for name in sorted({*session.copies, *plan.selection.replaced}):
+            earlier = tuple(addr + slide for addr in earlier_copies(session, name))
+            places = (*(addr + slide for addr, _ in self.host.functions(name)), *earlier)
+            new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
+            newest = new_code.addr if new_code else earlier[-1]
+            entries.append(Entry(places=places, before=(earlier or places)[-1], after=newest))
+        library = elf_path.with_name(f"lib{self._library_stem(session, image)}.so")
+        return await self.carriers.link(image, entries, library, page_size=session.hello.page_size)
+
+    def _library_stem(self, session: Session, image: Image) -> str:
+        """A name that no other library in any process has: the loader takes one with a known name for the same."""
+        return f"patch-{session.hello.instance}-{hashlib.sha256(image.payload).hexdigest()[:16]}"
+
     def _address(
         self,
         session: Session,
@@ -390,12 +428,9 @@ class Patcher:
         image: Image,
         elf_path: Path,
         detours: tuple[tuple[str, Detour], ...],
-    ) -> tuple[Patch, PatchContent]:
-        identity = hashlib.sha256(image.payload).hexdigest()
-        slide = session.hello.slide
-        live = LiveSymbols(self.host, session.symbols)
-        patch = Patch(
-            patch=identity,
+    ) -> Patch:
+        return Patch(
+            patch=hashlib.sha256(image.payload).hexdigest(),
             edit=edit,
             build_id=session.hello.build_id,
             size=len(image.payload),
@@ -410,19 +445,27 @@ class Patcher:
             ),
             elf=str(elf_path),
         )
-        content = PatchContent(
-            patch=identity,
+
+    def _content(self, session: Session, edit: int, plan: _Plan, image: Image) -> PatchContent:
+        slide = session.hello.slide
+        live = LiveSymbols(self.host, session.symbols)
+        defined = {name: found._replace(addr=found.addr - slide) for name, found in image.symbols.items()}
+        copies = {}
+        if session.redirect == "jump_table":
+            copies = {name: defined[name + NEW_CODE_SUFFIX] for name in plan.selection.replaced}
+        return PatchContent(
+            patch=hashlib.sha256(image.payload).hexdigest(),
             edit=edit,
             functions=plan.functions,
             symbols={
-                name: found._replace(addr=found.addr - slide)
-                for name, found in image.symbols.items()
+                name: found
+                for name, found in defined.items()
                 if live.find(name) is None and not name.endswith(NEW_CODE_SUFFIX)
             }
             | {name: HostSymbol(offset, new.size, "tls", 1) for name, (offset, new) in plan.thread_locals.items()},
             thread_locals=plan.thread_locals_end,
+            copies=copies,
         )
-        return patch, content
 
 
 def _place_thread_locals(

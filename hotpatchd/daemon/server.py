@@ -2,6 +2,9 @@
 
 What clients say comes out as `hotpatchd.core.client` events, in order, one connection at a time: a `ClientHello`,
 then `ClientAnswer`s, at last a `ClientLost`. Whoever has not proved that it knows the token causes none.
+
+Programs that use the `subsecond` crate are served as well, as `docs/dioxus.md` has it. They know no token; what
+happens to them comes out as `hotpatchd.core.dioxus` events.
 """
 
 import asyncio
@@ -10,10 +13,12 @@ import ipaddress
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from typing import assert_never
+from weakref import WeakKeyDictionary
 
 import structlog
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -23,9 +28,15 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from hotpatchd.core import client as core
+from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsHello, DevtoolsNotice, DevtoolsTable
 from hotpatchd.core.errors import HotpatchdError, UsageError, WireError
 from hotpatchd.daemon import logs, wire
+from hotpatchd.daemon.cargo_hot import CARGO_HOT_PORT, CargoHotServer
+from hotpatchd.daemon.devtools import DevtoolsClients
+from hotpatchd.daemon.dioxus import DIOXUS_PATH, DioxusClient, parse_hello
 from hotpatchd.daemon.event_log import EventBus
+from hotpatchd.daemon.outbox import Outbox
+from hotpatchd.daemon.peers import process_of
 
 CLIENT_PATH = "/hotpatch/1"
 CONTROL_PATH = "/control/1"
@@ -33,7 +44,6 @@ MAX_CLIENT_FRAME_BYTES = 1 << 20
 HELLO_TIMEOUT_S = 5.0
 PING_S = 20.0
 CLOSE_TIMEOUT_S = 1.0
-OUTBOX_MESSAGES = 64
 
 _WRONG_TOKEN = 4401
 _REFUSED_HELLO = 4409
@@ -67,8 +77,7 @@ class _Client:
         self.sent_seq = 2
         self.received_seq = 1
         self.unanswered: dict[int, str | None] = {}
-        self.outbox: asyncio.Queue[tuple[str, bytes | None]] = asyncio.Queue(OUTBOX_MESSAGES)
-        self.cut_off = False
+        self.outbox: Outbox[tuple[str, bytes | None]] = Outbox(socket.transport.abort)
 
 
 class PatchServer:
@@ -83,6 +92,7 @@ class PatchServer:
         events: what `events` requests follow.
         find_patch: the bytes of a patch by their SHA-256 in hex, or None.
         allowed_origins: values of the `Origin` header that are let in; browsers send one, native clients do not.
+        on_devtools: receives what happens to programs that use the `subsecond` crate; None serves none.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class PatchServer:
         events: EventBus,
         find_patch: Callable[[str], bytes | None],
         allowed_origins: frozenset[str] = frozenset(),
+        on_devtools: Callable[[DevtoolsEvent], None] | None = None,
     ) -> None:
         self._token = token
         self._admit = admit
@@ -107,6 +118,10 @@ class PatchServer:
         self._clients: dict[int, _Client] = {}
         self._last_client = 0
         self._server: Server | None = None
+        self._devtools = DevtoolsClients(self._number, on_devtools) if on_devtools is not None else None
+        # Of connections whose handshake may still fail.
+        self._dioxus: WeakKeyDictionary[ServerConnection, tuple[DevtoolsHello, int | None]] = WeakKeyDictionary()
+        self._cargo_hot: CargoHotServer | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listen; port 0 takes a free one.
@@ -143,8 +158,23 @@ class PatchServer:
         self._hosts = frozenset({f"{bracketed}:{port}", f"localhost:{port}"})
         return f"ws://{bracketed}:{port}{CLIENT_PATH}"
 
+    async def start_cargo_hot(self, port: int = CARGO_HOT_PORT) -> int | None:
+        """Listen for programs that use the `cargo-hot-protocol` crate too; they look at one fixed port.
+
+        Args:
+            port: another port, for programs that were told; 0 takes a free one.
+
+        Returns:
+            the port; None where it cannot be listened on, which a `DevtoolsUnavailable` told.
+        """
+        assert self._devtools is not None
+        self._cargo_hot = CargoHotServer(self._devtools)
+        return await self._cargo_hot.start(port)
+
     async def close(self) -> None:
         """Stop listening and end all connections; returns when none is left. Calling it again does nothing."""
+        if self._cargo_hot is not None:
+            await self._cargo_hot.close()
         if self._server is not None:
             self._server.close()
             await self._server.wait_closed()
@@ -161,23 +191,42 @@ class PatchServer:
         """Queue taking back every patch after `to`, or all; otherwise like `send_patch`."""
         return self._send(client, None, lambda seq: wire.UndoMessage(seq=seq, to=to), None)
 
+    def send_table(self, client: int, table: DevtoolsTable, ms_elapsed: int) -> bool:
+        """Queue a patch for a program that uses `subsecond`; no answer will come.
+
+        Args:
+            client: its number.
+            table: the patch, for its process alone.
+            ms_elapsed: how long the patch took, for display.
+
+        Returns:
+            False when it is not there (any more); a `DevtoolsLost` says so, or said so.
+        """
+        return self._devtools is not None and self._devtools.send_table(client, table, ms_elapsed)
+
+    def send_assets(self, client: int, paths: Sequence[str]) -> bool:
+        """Queue the names of changed assets, for a dialect that has them; otherwise like `send_table`."""
+        return self._devtools is not None and self._devtools.send_assets(client, paths)
+
+    def send_notice(self, client: int, notice: DevtoolsNotice) -> bool:
+        """Queue word of how a build is going, for a dialect that has it; otherwise like `send_table`."""
+        return self._devtools is not None and self._devtools.send_notice(client, notice)
+
     def _send(
         self, number: int, patch: str | None, message: Callable[[int], wire.Message], payload: bytes | None
     ) -> bool:
         client = self._clients.get(number)
-        if client is None or client.cut_off:
-            return False
-        if client.outbox.full():
-            # It does not read, so it would not take part in a closing handshake either.
-            client.cut_off = True
-            client.socket.transport.abort()
+        if client is None:
             return False
         client.sent_seq += 1
         client.unanswered[client.sent_seq] = patch
-        client.outbox.put_nowait((wire.encode(message(client.sent_seq)), payload))
-        return True
+        return client.outbox.put((wire.encode(message(client.sent_seq)), payload))
 
-    def _screen(self, connection: ServerConnection, request: Request) -> Response | None:
+    def _number(self) -> int:
+        self._last_client += 1
+        return self._last_client
+
+    def _screen(self, connection: ServerConnection, request: Request) -> Response | Awaitable[Response | None] | None:
         """Judge a request before anything else happens; None goes on to the websocket handshake.
 
         A page in a browser can reach a loopback port. It cannot hide its origin, and one that was let in by
@@ -190,6 +239,9 @@ class PatchServer:
             return connection.respond(HTTPStatus.FORBIDDEN, "This origin is not allowed.\n")
         if request.path == CLIENT_PATH:
             return None
+        path, _, query = request.path.partition("?")
+        if path == DIOXUS_PATH and self._devtools is not None:
+            return self._screen_dioxus(connection, query)
         patch = re.fullmatch("/patches/([0-9a-f]{64})", request.path)
         if request.path != CONTROL_PATH and patch is None:
             return connection.respond(HTTPStatus.NOT_FOUND, "There is nothing here.\n")
@@ -210,11 +262,30 @@ class PatchServer:
         )
         return Response(HTTPStatus.OK, HTTPStatus.OK.phrase, headers, payload)
 
+    async def _screen_dioxus(self, connection: ServerConnection, query: str) -> Response | None:
+        try:
+            hello = parse_hello(query)
+        except WireError as error:
+            return _refuse_dioxus(connection, HTTPStatus.BAD_REQUEST, error)
+        try:
+            pid = await asyncio.to_thread(process_of, connection.remote_address, connection.local_address, hello.pid)
+        except WireError as error:
+            return _refuse_dioxus(connection, HTTPStatus.FORBIDDEN, error)
+        # It answers no ping while it loads a patch and its handlers run, and it would not come back.
+        connection.ping_interval = None
+        self._dioxus[connection] = hello, pid
+        return None
+
     async def _serve(self, socket: ServerConnection) -> None:
         assert socket.request is not None
-        serve_path = self._serve_client if socket.request.path == CLIENT_PATH else self._serve_control
         try:
-            await serve_path(socket)
+            if socket.request.path == CLIENT_PATH:
+                await self._serve_client(socket)
+            elif socket in self._dioxus and self._devtools is not None:
+                hello, pid = self._dioxus.pop(socket)
+                await self._devtools.serve(DioxusClient(socket, hello, pid))
+            else:
+                await self._serve_control(socket)
         except ConnectionClosed:
             pass
         except WireError as error:
@@ -234,8 +305,7 @@ class PatchServer:
             await _close(socket, _CLOSE_CODES[opened.reason], opened.detail)
             return
         hello = wire.inward(opened, core.Hello)
-        self._last_client += 1
-        number = self._last_client
+        number = self._number()
         welcome = wire.proof(self._token, "daemon", opened.nonce)
         await socket.send(wire.encode(wire.WelcomeMessage(seq=2, proof=welcome, client=number)))
         client = self._clients[number] = _Client(socket)
@@ -244,7 +314,7 @@ class PatchServer:
         try:
             self._on_event(core.ClientHello(client=number, hello=hello))
             async with asyncio.TaskGroup() as tasks:
-                writer = tasks.create_task(_write(client))
+                writer = tasks.create_task(client.outbox.drain(partial(_write, socket)))
                 reason = await self._read(number, client)
                 writer.cancel()
         finally:
@@ -299,7 +369,7 @@ class PatchServer:
                 patch = client.unanswered.pop(message.answers)
                 self._on_event(core.ClientAnswer(client=number, patch=patch, answer=answer))
         except ConnectionClosed as closed:
-            return "it did not keep up" if client.cut_off else str(closed)
+            return "it did not keep up" if client.outbox.cut_off else str(closed)
         except WireError as error:
             await _close_on(client.socket, error)
             return error.message
@@ -371,6 +441,11 @@ def _loopback(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     return address
 
 
+def _refuse_dioxus(connection: ServerConnection, status: HTTPStatus, error: WireError) -> Response:
+    _log.warning(logs.CLIENT_REJECTED, dialect="dioxus", detail=error.message)
+    return connection.respond(status, f"{error.message}\n")
+
+
 async def _receive(socket: ServerConnection) -> str:
     data = await socket.recv()
     if isinstance(data, bytes):
@@ -378,15 +453,12 @@ async def _receive(socket: ServerConnection) -> str:
     return data
 
 
-async def _write(client: _Client) -> None:
-    try:
-        while True:
-            text, payload = await client.outbox.get()
-            await client.socket.send(text)
-            if payload is not None:
-                await client.socket.send(payload)
-    except ConnectionClosed:
-        pass
+async def _write(socket: ServerConnection, message: tuple[str, bytes | None]) -> None:
+    text, payload = message
+    with suppress(ConnectionClosed):
+        await socket.send(text)
+        if payload is not None:
+            await socket.send(payload)
 
 
 async def _close_on(socket: ServerConnection, error: WireError) -> None:

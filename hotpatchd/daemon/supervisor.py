@@ -15,28 +15,33 @@ from typing import Any
 import structlog
 
 from hotpatchd.core import step as core
-from hotpatchd.core.capture import Capture
+from hotpatchd.core.capture import Capture, argv_values
 from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
+from hotpatchd.core.devtools import Protocol, devtools_environ, export_main_args, is_asset, notice_of
+from hotpatchd.core.dioxus import DevtoolsEvent
 from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
-from hotpatchd.core.linkplan import Linker, identify_linker, plan_version_query
+from hotpatchd.core.linkplan import Linker
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
+from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
+from hotpatchd.daemon.jump_tables import JumpTableClients
+from hotpatchd.daemon.linking import identify
 from hotpatchd.daemon.lock import StateLock
 from hotpatchd.daemon.patcher import Patcher, Ready
-from hotpatchd.daemon.processes import run_process
-from hotpatchd.daemon.program import client_environ, client_for, run_program
+from hotpatchd.daemon.program import client_environ, client_for, native_triple, run_program
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder, captured_files
 from hotpatchd.daemon.watcher import Batch, Watcher
+from hotpatchd.objfile import elf
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_index
 from hotpatchd.objfile.objects import BuildObjects
@@ -57,6 +62,7 @@ class Options:
         listen: address and port; port 0 takes a free one.
         times: when an edit is complete.
         poll: look for changed files instead of being told by the kernel.
+        protocol: how programs are patched.
         environ: the environment of cargo and of the program.
     """
 
@@ -65,23 +71,13 @@ class Options:
     listen: tuple[str, int] = ("127.0.0.1", 0)
     times: SettleTimes = SettleTimes()
     poll: bool = False
+    protocol: Protocol = "auto"
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 def state_dir_of(workspace: Workspace) -> Path:
     """The daemon's directory."""
     return workspace.target_dir / "hotpatchd"
-
-
-async def identify(link_line: LinkLine) -> Linker:
-    """Ask the linker of a captured command what it is.
-
-    Raises:
-        HotpatchdError: it cannot be run, or is not known.
-    """
-    env = {**os.environ, **dict(link_line.env), "PATH": os.environ.get("PATH", os.defpath)}
-    finished = await run_process(plan_version_query(link_line), env=env)
-    return identify_linker((finished.stdout + finished.stderr).decode("utf-8", "replace"))
 
 
 class Daemon:
@@ -115,6 +111,7 @@ class Daemon:
         self._ready: dict[int, Ready] = {}
         self._sent_at: dict[int, float] = {}
         self._resetting: dict[int, Session] = {}
+        self._hot_calls: JumpTableClients | None = None
         self._instances: dict[str, Session] = {}
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
         self._requests: dict[int, asyncio.Future[Mapping[str, object]]] = {}
@@ -134,15 +131,16 @@ class Daemon:
         Raises:
             HotpatchdError: something without which no edit can be applied does not work.
         """
+        is_preloaded = program is not None and self.options.protocol != "dioxus"
         client = (
             await client_for(self.options.selection.target, self.options.environ, self.terminal)
-            if program is not None
+            if is_preloaded
             else None
         )
         watcher = Watcher(
             [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
             excluded=[self.workspace.target_dir, self.workspace.build_dir],
-            relevant=lambda path: path.endswith(_SOURCE_SUFFIXES),
+            relevant=lambda path: path.endswith(_SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
             times=self.options.times,
             poll=self.options.poll,
             notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),
@@ -157,14 +155,27 @@ class Daemon:
                 fat = await self._fat_build(watcher)
                 link_line = _link_line(fat.tip)
                 host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
+                assert self.server is not None
+                carriers = CarrierLinker(link_line, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
+                self._hot_calls = JumpTableClients(
+                    server=self.server,
+                    host=host,
+                    target=fat.tip.triple,
+                    carriers=carriers,
+                    directory=self.state_dir / "patches",
+                    dispatch=self._dispatch,
+                    ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
+                )
                 linker = await identify(link_line)
                 lock.publish(url=url, token=token)
-                if program is None or client is None:
+                if program is None:
                     work = _for_ever()
                 else:
                     # What `cargo run` sets as well.
                     package = {k: v for k, v in fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
                     base = {**self.options.environ, **package}
+                    if self._speaks_devtools:
+                        base |= devtools_environ(url)
                     environ = client_environ(base, client, self.state_dir, fat.executable)
                     work = run_program(
                         [str(fat.executable), *program],
@@ -174,7 +185,7 @@ class Daemon:
                         was_interrupted=lambda: self.interrupted,
                     )
                 try:
-                    return await _first(work, self._follow_files(fat, link_line, host, linker, watcher, url))
+                    return await _first(work, self._follow_files(fat, link_line, host, linker, carriers, watcher, url))
                 finally:
                     for task in self._running:
                         task.cancel()
@@ -189,12 +200,22 @@ class Daemon:
             control=self._control,
             events=self.events,
             find_patch=self._payloads.get,
+            on_devtools=self._on_devtools if self._speaks_devtools else None,
         )
         url = await self.server.start(*self.options.listen)
         try:
             yield url
         finally:
             await self.server.close()
+
+    @property
+    def _speaks_devtools(self) -> bool:
+        return self.options.protocol == "dioxus" or (self.options.protocol == "auto" and self.workspace.has_hot_calls)
+
+    def _tip_args(self) -> tuple[str, ...]:
+        if not self._speaks_devtools:
+            return ()
+        return export_main_args(self.options.selection.target or native_triple())
 
     async def _fat_build(self, watcher: Watcher) -> FatBuild:
         """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
@@ -205,6 +226,7 @@ class Daemon:
                 self.state_dir,
                 cwd=self.options.cwd,
                 environ=self.options.environ,
+                tip_args=self._tip_args(),
             )
             for problem in fat.problems:
                 self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
@@ -224,7 +246,14 @@ class Daemon:
         return fat
 
     async def _follow_files(
-        self, fat: FatBuild, link_line: LinkLine, host: HostIndex, linker: Linker, watcher: Watcher, url: str
+        self,
+        fat: FatBuild,
+        link_line: LinkLine,
+        host: HostIndex,
+        linker: Linker,
+        carriers: CarrierLinker,
+        watcher: Watcher,
+        url: str,
     ) -> int:
         """Make the baseline, and then every settled batch of files an event; never returns."""
         started = time.perf_counter()
@@ -246,6 +275,7 @@ class Daemon:
             crate_names=frozenset(crate.capture.crate_name for crate in crates),
             baseline=baseline,
             host_code=HostCode(fat.executable, host.header) if optimised else None,
+            carriers=carriers,
             state_dir=self.state_dir,
         )
         baseline.forget_units()
@@ -283,6 +313,8 @@ class Daemon:
 
     def _take_batch(self, batch: Batch) -> None:
         files = tuple(map(str, batch.files))
+        if self._hot_calls is not None:
+            self._hot_calls.tell_assets(file for file in files if is_asset(file))
         self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
 
     def _dispatch(self, event: core.StepEvent) -> None:
@@ -303,6 +335,11 @@ class Daemon:
                 self._spawn(self._prepare(command.session, command.edit))
             case core.Send():
                 ready = self._ready.pop(command.client)
+                if ready.carrier is not None and self._hot_calls is not None:
+                    since_edit_ms = (time.time() - self.state.outcome.last_write) * 1000
+                    session = self.state.sessions[command.client]
+                    self._spawn(self._hot_calls.send(session, ready.carrier, since_edit_ms))
+                    return
                 assert ready.patch is not None
                 self._payloads[ready.patch.patch] = ready.payload
                 while len(self._payloads) > KEPT_PAYLOADS:
@@ -329,6 +366,9 @@ class Daemon:
     def _publish(self, event: Event) -> None:
         self.events.publish(event)
         self.terminal.show(event)
+        notice = notice_of(event)
+        if notice and self._hot_calls is not None:
+            self._hot_calls.tell(notice)
         if isinstance(event, EditVerdict):
             record = to_record(event, time.time())
             _log.info(logs.EDIT_JUDGED, **{key: value for key, value in record.items() if key not in ("event", "ts")})
@@ -404,6 +444,9 @@ class Daemon:
                 if isinstance(event.answer, Applied):
                     self._dispatch(core.Joined(session=fresh))
             case ClientAnswer():
+                session = self.state.sessions.get(event.client)
+                if isinstance(event.answer, Applied) and session and self._hot_calls:
+                    self._spawn(self._hot_calls.announce(session.hello.pid))
                 since_ms = (time.perf_counter() - self._sent_at.get(event.client, 0.0)) * 1000
                 self._dispatch(
                     core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
@@ -412,6 +455,11 @@ class Daemon:
                 self._resetting.pop(event.client, None)
                 self._ready.pop(event.client, None)
                 self._dispatch(core.Left(client=event.client))
+
+    def _on_devtools(self, event: DevtoolsEvent) -> None:
+        # Programs that connect before the build is done are of an earlier one.
+        if self._hot_calls is not None:
+            self._hot_calls.take(event)
 
     def _welcome(self, client: int, hello: Hello) -> None:
         """A client that returns goes on where it was; one whose patches are not known here starts from its own code."""
@@ -500,6 +548,13 @@ async def _first(*works: Coroutine[Any, Any, int]) -> int:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _compiler(tip: Capture) -> tuple[str, ...]:
+    """The compiler of the program, with what makes it compile for the same target."""
+    target = ("--target", tip.target) if tip.target else ()
+    sysroot = [word for value in argv_values(tip.argv, "--sysroot") for word in ("--sysroot", value)]
+    return (tip.rustc, *target, *sysroot[-2:])
 
 
 def _link_line(tip: Capture) -> LinkLine:

@@ -26,7 +26,7 @@ _R_AARCH64_ABS64, _R_AARCH64_ADR_PREL_PG_HI21, _R_AARCH64_LDST64_ABS_LO12_NC = 2
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    """How a thunk is written: its bytes, its stride, the (offset, type, addend) that lead to its slot; and a pointer."""
+    """How a thunk is written: its bytes, its stride, the (offset, type, addend) that lead to its slot."""
 
     thunk: bytes
     stride: int

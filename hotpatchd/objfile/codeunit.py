@@ -193,6 +193,14 @@ class CodeUnit:
 
         References inside object-local functions count for every exported function that reaches these.
         """
+        return self._referrers(frozenset({"function"}))
+
+    @cached_property
+    def users(self) -> dict[str, Counter[str]]:
+        """As `calls`, with references by way of constants, such as vtables."""
+        return self._referrers(frozenset({"function", "constant"}))
+
+    def _referrers(self, passable: frozenset[SectionKind]) -> dict[str, Counter[str]]:
         found: dict[str, Counter[str]] = {}
         for name, definition in self.exports.items():
             if definition.kind != "function":
@@ -205,7 +213,7 @@ class CodeUnit:
                     elif (
                         reference.section > 0
                         and reference.section not in sections
-                        and self.kinds[reference.section] == "function"
+                        and self.kinds[reference.section] in passable
                     ):
                         sections.add(reference.section)
                         waiting.append(reference.section)

@@ -115,6 +115,11 @@ class BuildObjects:
         for name in self.files:
             yield from self.unit(name).calls.get(symbol, {}).items()
 
+    def users(self, symbol: str) -> Iterator[str]:
+        """The exported functions whose code leads to a function, directly or by way of constants."""
+        for name in self.files:
+            yield from self.unit(name).users.get(symbol, ())
+
     def fingerprint(self, symbol: str) -> Fingerprint | None:
         """The fingerprint of a function or static of this build."""
         unit = self.get(symbol)

@@ -75,7 +75,7 @@ def rewrite(
         sections: the sections that the patch takes.
         host_sections: sections whose state is the program's: references to them become references to the symbol.
         host_names: exports of the object that become undefined, because the program has them.
-        replaced: those of them whose new code the patch brings, under a name with `NEW_CODE_SUFFIX`.
+        replaced: exports whose new code others find in the patch, under a name with `NEW_CODE_SUFFIX`.
         imports: symbols whose GOT references become references to the patch's own import slots.
 
     Returns:
@@ -86,11 +86,12 @@ def rewrite(
     data = bytearray(obj.data)
     table = _SymbolTable(obj)
     for index, symbol in enumerate(obj.symbols):
-        if symbol.shndx > 0 and symbol.name in host_names:
-            if symbol.name in replaced:
-                table.append_alias(index, NEW_CODE_SUFFIX)
-            if symbol.bind != elf.STB_LOCAL:
-                table.undefine(index)
+        if symbol.shndx <= 0:
+            continue
+        if symbol.name in replaced:
+            table.append_alias(index, NEW_CODE_SUFFIX)
+        if symbol.name in host_names and symbol.bind != elf.STB_LOCAL:
+            table.undefine(index)
     for section in sections:
         _redirect(unit, section, host_sections, imports, data, table)
     if unit.from_archive:

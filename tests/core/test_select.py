@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from hotpatchd.core.select import Selection, select
+from hotpatchd.core.session import Redirect
 from hotpatchd.core.unit import Definition, HostSymbol, NewThreadLocal, Reference, Unit
 from tests.core.fakes import FakeArchives, FakeHost, FakeUnit, Section
 
@@ -33,6 +34,7 @@ def chosen(
     members: tuple[Unit, ...] = (),
     baseline_state: frozenset[str] = frozenset(),
     host: Mapping[str, HostSymbol] | None = None,
+    redirect: Redirect = "detours",
 ) -> Selection:
     """Select for an edit of ROOT, in a program that has it and the symbols in `host`."""
     definitions: dict[str, Unit] = {name: unit for unit in reversed(units) for name in unit.exports}
@@ -42,6 +44,7 @@ def chosen(
         host=FakeHost({ROOT: FUNCTION, **(host or {})}),
         archives=FakeArchives(*members),
         baseline_state=baseline_state,
+        redirect=redirect,
     )
 
 
@@ -346,3 +349,16 @@ def test_a_symbol_is_refused_once() -> None:
     """However often it is referred to."""
     units = FakeUnit("a", root(NEW, "helper"), function("helper", NEW))
     assert reasons(chosen(units)) == [(NEW, "unresolved")]
+
+
+def test_with_detours_calls_of_a_root_go_to_its_old_place() -> None:
+    """The jump that stands there leads to the newest code."""
+    assert ROOT in chosen(FakeUnit("a", root(ROOT))).host_names
+
+
+def test_without_detours_calls_of_a_root_go_to_its_new_code() -> None:
+    """Nothing at the old place would lead there, also for another object of the patch."""
+    selection = chosen(FakeUnit("a", root(NEW)), FakeUnit("b", function(NEW, ROOT)), redirect="jump_table")
+    assert ROOT not in selection.host_names
+    assert taken(selection) == {"a": {1}, "b": {1}}
+    assert selection.replaced == (ROOT,)

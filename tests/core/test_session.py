@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotpatchd.core.session import LiveSymbols, after_applied, after_undo, undo_target
+from hotpatchd.core.session import LiveSymbols, after_applied, after_undo, earlier_copies, undo_target
 from hotpatchd.core.unit import Fingerprint, HostSymbol
 from tests.core.fakes import FakeHost, content, fingerprint, session
 
@@ -88,3 +88,23 @@ def test_what_patches_added_counts_among_the_programs_symbols() -> None:
     own, added = HostSymbol(1, 1, "function", 1), HostSymbol(2, 2, "function", 1)
     live = LiveSymbols(FakeHost({"both": own, "own": own}), {"both": added, "added": added})
     assert [live.find(name) for name in ("both", "own", "added", "none")] == [added, own, added, None]
+
+
+def test_copies_are_counted_from_the_first_that_a_patch_brought() -> None:
+    """A function that was new with one patch and replaced by the next has two places, and the newest counts."""
+    first = replace(
+        content("p1", {"new": fingerprint("1")}, ("new",)), symbols={"new": HostSymbol(16, 8, "function", 1)}
+    )
+    second = replace(
+        content("p2", {"new": fingerprint("2")}), symbols={}, copies={"new": HostSymbol(32, 8, "function", 1)}
+    )
+
+    known = after_applied(after_applied(session(1), first, 1), second, 2)
+
+    assert earlier_copies(known, "new") == (16, 32)
+    assert LiveSymbols(FakeHost({}), known.symbols).find("new") == HostSymbol(32, 8, "function", 1)
+
+
+def test_the_programs_own_place_is_no_copy() -> None:
+    """What no patch touched has none."""
+    assert earlier_copies(session(1), "a") == ()

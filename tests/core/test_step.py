@@ -1,5 +1,7 @@
 """Transcripts of the daemon's decisions, and random ones that must keep its promises."""
 
+from dataclasses import replace
+
 import pytest
 
 from hotpatchd.core.client import Applied, OnStack, Refused
@@ -516,6 +518,16 @@ def test_undo_leaves_clients_without_patches_alone() -> None:
         (undo(), "take 1 back to None"),
         start=APPLIED,
     )
+
+
+def test_a_program_with_a_jump_table_cannot_undo() -> None:
+    """Its protocol has no words for it; nobody is told to take anything back."""
+    by_table = replace(TWO_PATCHED.sessions[2], redirect="jump_table")
+    state = replace(TWO_PATCHED, sessions={**TWO_PATCHED.sessions, 2: by_table})
+    after, (reply,) = step(state, undo())
+    assert after == state
+    assert isinstance(reply, Reply)
+    assert "revert the edit" in reply.error
 
 
 def test_a_refused_undo_is_an_error_and_changes_nothing() -> None:

@@ -10,7 +10,9 @@ import pytest
 from hotpatchd.core.client import Detour, ThreadLocalImage
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied, after_undo
+from hotpatchd.daemon.carrier import Carrier, CarrierLinker
 from hotpatchd.daemon.patcher import Patcher, Ready
+from hotpatchd.objfile import elf
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, read_host
 from hotpatchd.objfile.objects import BuildObjects, object_file
@@ -65,14 +67,16 @@ class World:
         assembled = self._assembled(source + ".globl _start\n.section .text._start\n_start: ret\n")
         run("cc", "-nostdlib", "-static", "-no-pie", "-o", root / "host", assembled)
         index = read_host(root / "host")
+        link_line = LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nostdlib", "-o", "host"))
         self.patcher = Patcher(
             host=index,
             archives=ArchiveSet(()),
-            link_line=LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nostdlib", "-o", "host")),
+            link_line=link_line,
             linker="bfd",
             crate_names=frozenset({"app"}),
             baseline=self.baseline,
             host_code=HostCode(root / "host", index.header) if optimised else None,
+            carriers=CarrierLinker(link_line, ["rustc"], elf.EM_X86_64, root),
             state_dir=self.state_dir,
         )
 
@@ -120,6 +124,17 @@ def behind_the_program(client: Session) -> Session:
     """The client with its region at higher addresses than the program's."""
     region = replace(client.hello.region, addr=0x10000000, next=0x10000000)
     return replace(client, hello=replace(client.hello, region=region), next_addr=region.addr)
+
+
+def without_detours(client: Session) -> Session:
+    """The client, if it enters new code by a jump table."""
+    return replace(client, redirect="jump_table")
+
+
+def carried(ready: Ready) -> Carrier:
+    """The library that must have been linked."""
+    assert ready.carrier is not None, ready.prepared.refusals
+    return ready.carrier
 
 
 def names(ready: Ready) -> Iterable[tuple[str, str]]:
@@ -350,3 +365,51 @@ async def test_a_caller_that_calls_is_left_alone(tmp_path: Path) -> None:
     calling = function("g", f"call {symbol('f')}", "ret")
     world = World(tmp_path, F1 + calling, optimised=True)
     assert (await world.prepare(F2 + calling)).prepared.functions.patched == ("app::f",)
+
+
+CALLING_F, TOP = function("mid", f"jmp {symbol('f')}"), function("top", f"jmp {symbol('mid')}")
+
+
+async def test_without_detours_whatever_leads_to_a_changed_function_is_replaced_too(tmp_path: Path) -> None:
+    """The program may enter any of it; what was not edited is not reported as edited."""
+    world = World(tmp_path, F1 + CALLING_F + TOP + G1)
+
+    ready = await world.prepare(F2 + CALLING_F + TOP + G1, without_detours(session(1)))
+
+    assert carried(ready).jumps.keys() == {world.addr("f"), world.addr("mid"), world.addr("top")}
+    assert ready.prepared.functions.patched == ("app::f",)
+    assert ready.prepared.kind == "dylib"
+    assert ready.prepared.bytes == carried(ready).path.stat().st_size
+
+
+async def test_a_later_table_covers_earlier_patches(tmp_path: Path) -> None:
+    """A table replaces the one before it, so functions of earlier patches are in it, at all their places."""
+    world = World(tmp_path, F1 + G1)
+    client = without_detours(session(1))
+    first = await world.prepare(F2 + G1, client)
+    assert first.prepared.content is not None
+    client = applied(client, first)
+    (copy,) = (found.addr for found in first.prepared.content.copies.values())
+
+    second = await world.prepare(F2 + returning("g", 2), client)
+
+    assert carried(second).jumps.keys() == {world.addr("f"), copy, world.addr("g")}
+    assert carried(second).jumps[world.addr("f")] == carried(second).jumps[copy]
+
+
+async def test_a_client_that_joins_late_gets_everything_in_one_library(tmp_path: Path) -> None:
+    """It is told from the program's own code, not from what others were sent."""
+    world = World(tmp_path, F1 + G1)
+
+    ready = await world.prepare(F2 + returning("g", 2), without_detours(session(1)))
+
+    assert carried(ready).jumps.keys() == {world.addr("f"), world.addr("g")}
+
+
+async def test_without_detours_a_short_function_can_be_replaced(tmp_path: Path) -> None:
+    """Nothing is written over it."""
+    world = World(tmp_path, function("f", "ret", align=1) + function("g", "nop", "ret", align=1))
+
+    ready = await world.prepare(F2 + G1, without_detours(session(1)))
+
+    assert carried(ready).jumps.keys() == {world.addr("f"), world.addr("g")}

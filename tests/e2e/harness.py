@@ -119,10 +119,10 @@ class Session:
         self._programs.append(program)
         return program
 
-    def attach(self, program: Path, *, wait: bool = True) -> Program:
+    def attach(self, program: Path, *, options: Sequence[str] = (), wait: bool = True) -> Program:
         """Starts a program with `hotpatchd exec`, and waits for the daemon to know it unless told not to."""
         mark = len(self.events())
-        attached = self.start("exec", "--", str(program))
+        attached = self.start("exec", *options, "--", str(program))
         if wait:
             self.wait_event("client.connected", after=mark, within_s=START_WITHIN_S)
         return attached

@@ -1,0 +1,138 @@
+"""Carrier libraries: what a client gets that can load libraries and nothing else."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotpatchd.core.errors import BuildError, ObjectError
+from hotpatchd.core.linkline import LinkLine
+from hotpatchd.daemon.linking import run_linker
+from hotpatchd.daemon.processes import run_process
+from hotpatchd.objfile import elf
+from hotpatchd.objfile.carrier import Carried, Thunk, thunk_stride, write_carried
+from hotpatchd.objfile.image import Image
+
+_BUNDLED = Path(__file__).parents[1] / "_bundled"
+_REFERENCE = "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A function that is entered by the jump table; run-time addresses.
+
+    Args:
+        places: of the program's own code and of the copies that patches brought: whoever looks one up gets the newest.
+        before: where its newest code is while the library's image is not in its place.
+        after: where it is then.
+    """
+
+    places: tuple[int, ...]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Carrier:
+    """A linked library.
+
+    Args:
+        path: of the file.
+        size: in bytes.
+        main_addr: link-time address of its `main`, the reference for all others.
+        jumps: run-time address in the program → link-time address in the library.
+        image: the range of run-time addresses that its image takes once it is loaded.
+    """
+
+    path: Path
+    size: int
+    main_addr: int
+    jumps: dict[int, int]
+    image: range
+
+
+class CarrierLinker:
+    """Links carrier libraries for one program.
+
+    Args:
+        link_line: the command that linked the program.
+        rustc: the compiler of the program, with the arguments that choose its target.
+        machine: `e_machine` of the program.
+        directory: where the code that all carriers share is kept.
+    """
+
+    def __init__(self, link_line: LinkLine, rustc: Sequence[str], machine: int, directory: Path) -> None:
+        self.link_line = link_line
+        self.rustc = tuple(rustc)
+        self.machine = machine
+        self.directory = directory
+        self._loader: Path | None = None
+
+    async def link(self, image: Image | None, entries: Sequence[Entry], output: Path, *, page_size: int) -> Carrier:
+        """Link one library.
+
+        Args:
+            image: what it carries; None for a library that only redirects.
+            entries: every function that was ever replaced in the process.
+            output: its path.
+            page_size: of the process, in bytes.
+
+        Raises:
+            BuildError: the compiler or the linker failed.
+        """
+        carried = Carried()
+        if image is not None:
+            carried = Carried(
+                payload=image.payload,
+                segments=image.segments,
+                imports=image.imports,
+                eh_frame=image.eh_frame,
+                end=image.end,
+            )
+        thunks = [Thunk(before=entry.before, after=entry.after) for entry in entries]
+        written = write_carried(carried, thunks, machine=self.machine, page_size=page_size)
+        payload = output.with_suffix(".o")
+        await asyncio.to_thread(payload.write_bytes, written)
+        loader = await self._loader_object()
+        argv = [self.link_line.driver, "-shared", "-nostdlib", "-o", str(output), str(loader), str(payload)]
+        await run_linker(argv, self.link_line, output)
+        payload.unlink()
+        main_addr = await asyncio.to_thread(_addr_of_main, output)
+        jumps = {
+            place: main_addr + thunk_stride(self.machine) * index
+            for index, entry in enumerate(entries)
+            for place in entry.places
+        }
+        start = min((segment.addr for segment in carried.segments), default=0)
+        return Carrier(
+            path=output,
+            size=output.stat().st_size,
+            main_addr=main_addr,
+            jumps=jumps,
+            image=range(start, carried.end),
+        )
+
+    async def _loader_object(self) -> Path:
+        """The code that puts an image in its place, compiled once."""
+        if self._loader is None:
+            bundled = _BUNDLED / "client" / "carrier" / "carrier.rs"
+            source = bundled if bundled.exists() else Path(__file__).parents[2] / "client" / "carrier" / "carrier.rs"
+            output = self.directory / "carrier.o"
+            flags = "--edition=2021 --crate-type=lib --emit=obj -Copt-level=s -Cpanic=abort -Crelocation-model=pic"
+            finished = await run_process([*self.rustc, *flags.split(), "-o", str(output), str(source)])
+            if finished.status:
+                raise BuildError(
+                    "the code that carrier libraries begin with does not compile",
+                    output=finished.stderr.decode("utf-8", "replace"),
+                    hint="is the standard library of the target installed completely?",
+                )
+            self._loader = output
+        return self._loader
+
+
+def _addr_of_main(library: Path) -> int:
+    file = elf.ElfFile(library.read_bytes(), str(library))
+    for symbol in file.symbols:
+        if symbol.name == _REFERENCE and symbol.shndx > 0:
+            return symbol.value
+    raise ObjectError(f"the linked library {library} does not define {_REFERENCE}")

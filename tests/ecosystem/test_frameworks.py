@@ -1,0 +1,80 @@
+"""Frameworks with hot patching of their own: three patches each, with their state kept and their handlers run."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+
+from tests.e2e.harness import START_WITHIN_S, Session
+from tests.e2e.program import PROGRAM_WITHIN_S, wait_for
+from tests.ecosystem.conftest import Start
+
+MAIN = "src/main.rs"
+
+
+def wait_ready(session: Session) -> None:
+    """The program is connected, and the daemon ready for edits."""
+    session.wait_event("client.connected", within_s=START_WITHIN_S)
+    session.wait_event("daemon.ready", within_s=START_WITHIN_S)
+
+
+def test_a_web_server_gets_new_handlers_and_routes(start: Start, protocol: str) -> None:
+    """The crate starts the server again for each patch: a route that is new is served, and visits count on."""
+
+    def get(path: str, wanted: str) -> str:
+        """What the newest server answers, once it is `wanted`."""
+
+        def ask() -> str | None:
+            addresses = [line.split()[-1] for line in session.daemon.stdout.lines() if line.startswith("listening on")]
+            try:
+                with urllib.request.urlopen(f"http://{addresses[-1]}{path}", timeout=PROGRAM_WITHIN_S) as response:
+                    text = response.read().decode()
+            except OSError:
+                return None
+            return text if wanted in text else None
+
+        return wait_for(f"{wanted!r} at {path}", ask, within_s=PROGRAM_WITHIN_S, diagnose=session.diagnosis)
+
+    with start("axum-server", "run", "--protocol", protocol) as session:
+        wait_ready(session)
+        first = int(get("/", "hello").split()[-1])
+        session.apply(MAIN, '"hello"', '"moin"')
+        second = int(get("/", "moin").split()[-1])
+        session.apply(MAIN, '.route("/", get(index))', '.route("/", get(index)).route("/new", get(index))')
+        third = int(get("/new", "moin").split()[-1])
+        session.apply(MAIN, '{} {count}"', '{} and {count}"')
+        assert first < second < third < int(get("/", "moin and").split()[-1])
+
+
+def test_bevy_systems_run_their_newest_code(start: Start, protocol: str) -> None:
+    """Components and resources are kept over changes of a function, of a system, and of the function again."""
+    with start("bevy-headless", "run", "--protocol", protocol) as session:
+        wait_ready(session)
+        session.daemon.wait_text("step=1")
+        session.apply(MAIN, "    1\n}", "    10\n}")
+        session.daemon.wait_text("step=10")
+        session.apply(MAIN, 'println!("tick={}', 'println!("new tick={}')
+        session.daemon.wait_text("new tick=")
+        session.apply(MAIN, "    10\n}", "    100\n}")
+        session.daemon.wait_text("step=100")
+        lines = [
+            tuple(map(int, re.findall(r"=(\d+)", line))) for line in session.daemon.stdout.lines() if "tick=" in line
+        ]
+        assert [tick for tick, _, _ in lines] == list(range(1, len(lines) + 1))
+        positions = [position for _, position, _ in lines]
+        assert positions == sorted(positions)
+
+
+def test_a_terminal_interface_draws_with_its_newest_code(start: Start, protocol: str) -> None:
+    """The model counts frames on over three changes of what is drawn."""
+    with start("terminal-ui", "run", "--protocol", protocol) as session:
+        wait_ready(session)
+        session.daemon.wait_text("hello")
+        session.apply(MAIN, '"hello"', '"moin"')
+        session.daemon.wait_text("moin")
+        session.apply(MAIN, '"frames={}"', '"pictures={}"')
+        session.daemon.wait_text("pictures=")
+        session.apply(MAIN, '"moin"', '"servus"')
+        session.daemon.wait_text("servus")
+        frames = [int(found) for found in re.findall(r"(?:frames|pictures)=(\d+)", session.daemon.output)]
+        assert frames == list(range(1, len(frames) + 1))
