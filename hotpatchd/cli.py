@@ -197,7 +197,7 @@ def exec_(program: tuple[str, ...], manifest_path: str | None, target_dir: str |
     state_dir = state_dir_of(workspace)
     environ = client_environ(os.environ, client, state_dir, Path(path) if is_elf else None)
     daemon = read_daemon(state_dir)
-    if daemon and protocol != "native" and workspace.has_hot_calls:
+    if daemon and protocol != "native" and workspace.hot_call_crates:
         environ |= devtools_environ(daemon.url)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,6 +11,10 @@ Protocol = Literal["auto", "native", "dioxus"]
 """How programs are patched: `native` in place, `dioxus` by the jump tables of their own `subsecond` crate; `auto` in
 place, and those that use the crate are told of it so that their handlers run."""
 
+CARGO_HOT = "cargo-hot-protocol"
+HOT_CALL_CRATES = frozenset({"subsecond", CARGO_HOT})
+"""Crates by which programs look up what they call; the second has a dialect of its own."""
+
 
 def export_main_args(target: str) -> tuple[str, ...]:
     """Arguments for rustc that make a program export `main`, by which its `subsecond` crate finds its load address.

@@ -16,12 +16,10 @@ from hotpatchd.core.address_space import Mapping, choose_region, extent_of, is_f
 from hotpatchd.core.client import Applied, Hello, Refused, Region, ThreadLocalReserve
 from hotpatchd.core.dioxus import (
     DevtoolsConnected,
-    DevtoolsEvent,
     DevtoolsHello,
     DevtoolsLost,
     DevtoolsNotice,
     DevtoolsTable,
-    DevtoolsUnavailable,
 )
 from hotpatchd.core.errors import HotpatchdError, ObjectError
 from hotpatchd.core.session import Session
@@ -165,7 +163,7 @@ class JumpTableClients:
     def __contains__(self, client: int) -> bool:
         return client in self._clients
 
-    def take(self, event: DevtoolsEvent) -> None:
+    def take(self, event: DevtoolsConnected | DevtoolsLost) -> None:
         """Take in that one connected or left."""
         match event:
             case DevtoolsConnected(client=client, pid=pid):
@@ -180,8 +178,6 @@ class JumpTableClients:
             case DevtoolsLost(client=client):
                 if self._clients.pop(client, None):
                     self._dispatch(step.Left(client=client))
-            case DevtoolsUnavailable():
-                self._ignored(event.reason)
 
     def tell(self, notice: DevtoolsNotice) -> None:
         """Tell all of them how a build is going."""
@@ -233,12 +229,12 @@ class JumpTableClients:
         return main.addr if main else None
 
 
-async def wait_loaded(pid: int, carrier: Carrier) -> Applied | Refused:
+async def wait_loaded(pid: int, carrier: Carrier, timeout_s: float = LOAD_TIMEOUT_S) -> Applied | Refused:
     """Wait until a process has loaded a carrier, and tell what became of it."""
     started = time.perf_counter()
     path = str(carrier.path)
     was_there = False
-    while time.perf_counter() < started + LOAD_TIMEOUT_S:
+    while time.perf_counter() < started + timeout_s:
         maps = read_maps(pid)
         if any(mapping.path == path for mapping in maps):
             is_there = any(mapping.start == carrier.image.start for mapping in maps)
@@ -256,5 +252,5 @@ async def wait_loaded(pid: int, carrier: Carrier) -> Applied | Refused:
             was_there = is_there
         await asyncio.sleep(_POLL_S)
     return Refused(
-        reason="memory", detail=f"the program did not load it within {LOAD_TIMEOUT_S:g} s: is it stopped?", symbol=None
+        reason="memory", detail=f"the program did not load it within {timeout_s:g} s: is it stopped?", symbol=None
     )

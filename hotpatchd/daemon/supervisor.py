@@ -17,8 +17,8 @@ import structlog
 from hotpatchd.core import step as core
 from hotpatchd.core.capture import Capture, argv_values
 from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
-from hotpatchd.core.devtools import Protocol, devtools_environ, export_main_args, is_asset, notice_of
-from hotpatchd.core.dioxus import DevtoolsEvent
+from hotpatchd.core.devtools import CARGO_HOT, Protocol, devtools_environ, export_main_args, is_asset, notice_of
+from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsUnavailable
 from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
@@ -203,6 +203,8 @@ class Daemon:
             on_devtools=self._on_devtools if self._speaks_devtools else None,
         )
         url = await self.server.start(*self.options.listen)
+        if self._speaks_devtools and CARGO_HOT in self.workspace.hot_call_crates:
+            await self.server.start_cargo_hot()
         try:
             yield url
         finally:
@@ -210,7 +212,9 @@ class Daemon:
 
     @property
     def _speaks_devtools(self) -> bool:
-        return self.options.protocol == "dioxus" or (self.options.protocol == "auto" and self.workspace.has_hot_calls)
+        return self.options.protocol == "dioxus" or (
+            self.options.protocol == "auto" and bool(self.workspace.hot_call_crates)
+        )
 
     def _tip_args(self) -> tuple[str, ...]:
         if not self._speaks_devtools:
@@ -457,8 +461,10 @@ class Daemon:
                 self._dispatch(core.Left(client=event.client))
 
     def _on_devtools(self, event: DevtoolsEvent) -> None:
+        if isinstance(event, DevtoolsUnavailable):
+            self.terminal.say("Warning", f"{event.reason}: programs with {CARGO_HOT} cannot connect", "bold yellow")
         # Programs that connect before the build is done are of an earlier one.
-        if self._hot_calls is not None:
+        elif self._hot_calls is not None:
             self._hot_calls.take(event)
 
     def _welcome(self, client: int, hello: Hello) -> None:

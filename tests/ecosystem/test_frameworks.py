@@ -78,3 +78,18 @@ def test_a_terminal_interface_draws_with_its_newest_code(start: Start, protocol:
         session.daemon.wait_text("servus")
         frames = [int(found) for found in re.findall(r"(?:frames|pictures)=(\d+)", session.daemon.output)]
         assert frames == list(range(1, len(frames) + 1))
+
+
+def test_a_program_that_looks_for_cargo_hot_finds_it(start: Start, protocol: str) -> None:
+    """It connects by itself, some seconds after its start, and is patched like the others."""
+    with start("cargo-hot-loop", "run", "--protocol", protocol) as session:
+        wait_ready(session)
+        session.daemon.wait_text("hello turns=")
+        session.apply(MAIN, '"hello"', '"moin"')
+        session.daemon.wait_text("moin turns=")
+        session.apply(MAIN, "{} turns={}", "{}2 turns={}")
+        session.daemon.wait_text("moin2 turns=")
+        session.apply(MAIN, '"moin"', '"servus"')
+        session.daemon.wait_text("servus2 turns=")
+        turns = [int(found) for found in re.findall(r"turns=(\d+)", session.daemon.output)]
+        assert turns == list(range(1, len(turns) + 1))
