@@ -7,6 +7,17 @@ the outside, so all functions that lead to a changed one are.
 
 from collections.abc import Callable, Iterable
 
+from hotpatchd.core.demangle import demangle
+
+
+def is_hot_call(symbol: str) -> bool:
+    """Whether a function is what a hot call of the `subsecond` crate enters.
+
+    Source: `subsecond::HotFunction::call_it`, implemented for closures and functions
+    """
+    name = demangle(symbol)
+    return "subsecond::HotFunction" in name and name.endswith("::call_it")
+
 
 def find_leading(
     changed: Iterable[str], *, users: Callable[[str], Iterable[str]], is_replaceable: Callable[[str], bool]

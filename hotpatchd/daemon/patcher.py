@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hotpatchd.core.callers import find_leading
+from hotpatchd.core.callers import find_leading, is_hot_call
 from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
 from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
 from hotpatchd.core.demangle import demangle
@@ -248,6 +248,14 @@ class Patcher:
                 )
                 for name in find_kept_initialisers(earlier, unit, live)
             ]
+        if session.redirect == "jump_table" and edited and not any(map(is_hot_call, roots)):
+            notes.append(
+                Note(
+                    symbol=demangle(edited[0]),
+                    note="not_hot",
+                    detail="no hot call was found that leads to it: where the program calls it directly, it keeps its code",
+                )
+            )
         if places_end > session.hello.thread_locals.size:
             refusals.append(
                 Refusal(

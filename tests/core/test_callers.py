@@ -1,6 +1,8 @@
 """Which functions lead to changed ones."""
 
-from hotpatchd.core.callers import find_leading
+import pytest
+
+from hotpatchd.core.callers import find_leading, is_hot_call
 
 USERS = {
     "draw": ["frame"],
@@ -35,3 +37,21 @@ def test_a_new_function_is_led_to_by_what_uses_it() -> None:
 def test_functions_that_use_each_other_end_the_search() -> None:
     """A circle is walked once, and a changed function is not among those that lead to it."""
     assert leading("even") == ("odd",)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "is_hot"),
+    [
+        (
+            "_ZN83_$LT$T$u20$as$u20$subsecond..HotFunction$LT$$LP$$RP$$C$subsecond..Fn0Marker$GT$$GT$"
+            "7call_it17hbdc3991c56a0bb5eE",
+            True,
+        ),
+        ("_RNvXCs_3appNCNvCs_3app4main0INtCs_9subsecond11HotFunctionuNtCs_9subsecond9Fn0MarkerE7call_it", True),
+        ("_ZN3app7call_it17hbdc3991c56a0bb5eE", False),
+        ("main", False),
+    ],
+)
+def test_what_a_hot_call_enters_is_known_by_its_name(symbol: str, is_hot: bool) -> None:
+    """In both manglings."""
+    assert is_hot_call(symbol) == is_hot

@@ -413,3 +413,16 @@ async def test_without_detours_a_short_function_can_be_replaced(tmp_path: Path) 
     ready = await world.prepare(F2 + G1, without_detours(session(1)))
 
     assert carried(ready).jumps.keys() == {world.addr("f"), world.addr("g")}
+
+
+HOT = "_ZN48_$LT$T$u20$as$u20$subsecond..HotFunction$LT$A$GT$$GT$7call_it17hbdc3991c56a0bb5eE"
+
+
+async def test_a_function_that_no_hot_call_leads_to_is_noted(tmp_path: Path) -> None:
+    """It would be reported as applied, and the program would never enter it."""
+    hot = F1.replace(symbol("f"), HOT).replace("mov $1,%eax", f"call {symbol('f')}")
+    for index, (extra, expected) in enumerate([("", [("app::f", "not_hot")]), (hot, [])]):
+        root = tmp_path / str(index)
+        root.mkdir()
+        ready = await World(root, F1 + extra).prepare(F2 + extra, without_detours(session(1)))
+        assert names(ready) == expected
