@@ -253,7 +253,7 @@ class Patcher:
                 Note(
                     symbol=demangle(edited[0]),
                     note="not_hot",
-                    detail="no hot call was found that leads to it: where the program calls it directly, it keeps its code",
+                    detail="no hot call was found that leads to it: direct calls go to its old code as before",
                 )
             )
         if places_end > session.hello.thread_locals.size:

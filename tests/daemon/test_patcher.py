@@ -415,7 +415,7 @@ async def test_without_detours_a_short_function_can_be_replaced(tmp_path: Path) 
     assert carried(ready).jumps.keys() == {world.addr("f"), world.addr("g")}
 
 
-HOT = "_ZN48_$LT$T$u20$as$u20$subsecond..HotFunction$LT$A$GT$$GT$7call_it17hbdc3991c56a0bb5eE"
+HOT = "_ZN53_$LT$T$u20$as$u20$subsecond..HotFunction$LT$A$GT$$GT$7call_it17hbdc3991c56a0bb5eE"
 
 
 async def test_a_function_that_no_hot_call_leads_to_is_noted(tmp_path: Path) -> None:
