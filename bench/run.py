@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.generate import EDITED_FILE, EDITED_LINE, generate, symbols_assembly
+from bench.kinds import measure_kinds, show_kinds
 from hotpatchd.daemon.fatbuild import install_shim
 from hotpatchd.objfile.host_index import host_index
 from tests.e2e.harness import Session
@@ -278,10 +279,13 @@ def main() -> None:
             EDITED_FILE,
             lambda number: EDITED_LINE.format(number=number),
         )
+        kinds = measure_kinds(scratch)
     for name, figures in (("small program", small), ("large crate", large)):
         show_edits(console, name, figures)
         record[name.replace(" ", "_")] = asdict(figures) | {"limit_ms": figures.limit_ms}
     show_rest(console, shim, index)
+    show_kinds(console, kinds)
+    record["kinds"] = {kind: asdict(figures) for kind, figures in kinds.items()}
     record |= {"shim": asdict(shim), "symbol_index": asdict(index)}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())

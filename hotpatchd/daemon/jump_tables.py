@@ -9,6 +9,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hotpatchd.core import step
@@ -135,6 +136,7 @@ class JumpTableClients:
         target: target triple of that.
         carriers: links libraries.
         directory: for the library that is sent with empty tables.
+        known: the session of a process by its instance, if it was connected before.
         dispatch: takes in what became of them.
         ignored: is told of programs that are left alone.
     """
@@ -147,6 +149,7 @@ class JumpTableClients:
         target: str,
         carriers: CarrierLinker,
         directory: Path,
+        known: Callable[[str], Session | None],
         dispatch: Callable[[step.StepEvent], None],
         ignored: Callable[[str], None],
     ) -> None:
@@ -155,6 +158,7 @@ class JumpTableClients:
         self._target = target
         self._carriers = carriers
         self._directory = directory
+        self._known = known
         self._dispatch = dispatch
         self._ignored = ignored
         self._clients: dict[int, DevtoolsConnected] = {}
@@ -171,13 +175,22 @@ class JumpTableClients:
                 if pid is None:
                     self._ignored("a program connected whose process cannot be found")
                 elif not has_client_library(pid):
-                    try:
-                        self._dispatch(step.Joined(session=open_session(client, pid, self._host, self._target)))
-                    except NotOursError as error:
-                        self._ignored(error.message)
+                    self._join(client, pid)
             case DevtoolsLost(client=client):
                 if self._clients.pop(client, None):
                     self._dispatch(step.Left(client=client))
+
+    def _join(self, client: int, pid: int) -> None:
+        try:
+            session = open_session(client, pid, self._host, self._target)
+        except NotOursError as error:
+            self._ignored(error.message)
+            return
+        known = self._known(session.hello.instance)
+        if known is not None:
+            # It connected anew, as those of cargo-hot do, and runs what it loaded before.
+            session = replace(known, client=client, hello=session.hello, next_addr=session.next_addr)
+        self._dispatch(step.Joined(session=session))
 
     def tell(self, notice: DevtoolsNotice) -> None:
         """Tell all of them how a build is going."""

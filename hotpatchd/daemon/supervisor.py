@@ -163,6 +163,7 @@ class Daemon:
                     target=fat.tip.triple,
                     carriers=carriers,
                     directory=self.state_dir / "patches",
+                    known=self._instances.get,
                     dispatch=self._dispatch,
                     ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
                 )

@@ -27,6 +27,7 @@ class Disk:
         stat = self.output.stat()
         self.record: dict[str, Any] = {
             "schema": 1,
+            "tip_args": [],
             "rustc": str(self.rustc),
             "argv": ["--crate-name", "app", "-C", "metadata=12ab"],
             "cwd": str(root),

@@ -7,15 +7,17 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotpatchd.core.errors import BuildError
+from hotpatchd.core.recipe import edit_cgu
 from hotpatchd.core.selection import CargoSelection
-from hotpatchd.daemon.fatbuild import FatBuild, fat_build, install_shim, load_workspace, user_wrapper
+from hotpatchd.daemon.fatbuild import FatBuild, fat_build, install_shim, load_workspace
+from hotpatchd.daemon.processes import run_process
 
 MANIFEST = '[package]\nname = "{name}"\nversion = "0.1.0"\nedition = "2021"\n'
 
@@ -43,11 +45,13 @@ class Project:
         """Where captures go."""
         return self.root / "target" / "hotpatchd"
 
-    async def build(self, selection: CargoSelection | None = None, cwd: Path | None = None) -> FatBuild:
+    async def build(
+        self, selection: CargoSelection | None = None, cwd: Path | None = None, tip_args: Sequence[str] = ()
+    ) -> FatBuild:
         """A fat build."""
         selection, cwd = selection or CargoSelection(), cwd or self.root
         workspace = await load_workspace(selection, cwd=cwd, environ=self.environ)
-        return await fat_build(selection, workspace, self.state_dir, cwd=cwd, environ=self.environ)
+        return await fat_build(selection, workspace, self.state_dir, cwd=cwd, environ=self.environ, tip_args=tip_args)
 
     def cargo(self, *args: str) -> None:
         """Runs cargo as the developer does."""
@@ -119,6 +123,38 @@ async def test_a_missing_capture_makes_just_that_crate_compile_again(project: Pr
     assert build.recompiled == ("app",)
     assert names(build) == ["core_lib", "app"]
     assert project.compile_times()["core_lib"] == times["core_lib"]
+
+
+def exports_main(program: Path) -> bool:
+    """Whether `main` is among a program's dynamic symbols."""
+    return " main\n" in output_of("nm", "--dynamic", "--defined-only", program)
+
+
+async def test_tip_arguments_come_and_go_with_the_program_alone(project: Project) -> None:
+    """A fresh program is linked again where they differ from the last time's, and only then; nothing else is."""
+    project.write({"build.rs": "fn main() {}\n"})
+    args = ("-Clink-arg=-Wl,--export-dynamic-symbol=main",)
+    assert not exports_main((await project.build()).executable)
+    times = project.compile_times()
+    exported = await project.build(tip_args=args)
+    assert (exported.recompiled, exported.tip.tip_args, exported.tip.argv[-1:]) == (("app",), args, args)
+    assert exports_main(exported.executable)
+    assert (await project.build(tip_args=args)).recompiled == ()
+    plain = await project.build()
+    assert (plain.recompiled, plain.tip.tip_args) == (("app",), ())
+    assert not exports_main(plain.executable)
+    assert {**project.compile_times(), "app": 0} == {**times, "app": 0}
+
+
+async def test_a_thin_rebuild_takes_a_tip_with_arguments(project: Project) -> None:
+    """What the daemon adds to the link does no harm where nothing is linked."""
+    build = await project.build(tip_args=("-Clink-arg=-Wl,--export-dynamic-symbol=main", "-lm"))
+    out = project.root / "thin"
+    out.mkdir()
+    edited = edit_cgu(build.tip.argv, out_dir=str(out), incremental_dir=str(project.root / "incremental"))
+    rebuilt = await run_process([build.tip.rustc, *edited.argv], cwd=build.tip.cwd, env=dict(build.tip.env))
+    assert rebuilt.status == 0
+    assert list(out.glob("*.rcgu.o"))
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"schema": 99}'])
@@ -325,30 +361,6 @@ async def test_both_kinds_of_wrapper_at_once(project: Project, tmp_path: Path) -
     assert names(await project.build()) == ["core_lib", "app"]
     for wrapper in (outer, inner):
         assert Path(f"{wrapper}.log").read_text().split()[-2:] == ["core_lib", "app"]
-
-
-def test_where_a_wrapper_is_found(tmp_path: Path) -> None:
-    """Environment before files, the nearest file first, an empty value for none, relative paths resolved."""
-    cwd, home = tmp_path / "a" / "b", tmp_path / "home"
-    for directory, text in (
-        (tmp_path / "a" / ".cargo", '[build]\nrustc-wrapper = "tools/w"\n'),
-        (home / ".cargo", '[build]\nrustc-wrapper = "sccache"\nrustc-workspace-wrapper = "inner"\n'),
-    ):
-        directory.mkdir(parents=True)
-        (directory / "config.toml").write_text(text)
-    cwd.mkdir()
-    (cwd / ".cargo").mkdir()
-    (cwd / ".cargo" / "config.toml").write_text("not toml")
-
-    def found(**environ: str) -> str | None:
-        return user_wrapper("rustc-wrapper", cwd=cwd, environ={"HOME": str(home), **environ})
-
-    assert found() == str(tmp_path / "a" / "tools" / "w")
-    assert found(RUSTC_WRAPPER="env", CARGO_BUILD_RUSTC_WRAPPER="other") == "env"
-    assert found(CARGO_BUILD_RUSTC_WRAPPER="./w") == str(cwd / "w")
-    assert found(RUSTC_WRAPPER="") is None
-    environ = {"CARGO_HOME": str(home / ".cargo")}
-    assert user_wrapper("rustc-workspace-wrapper", cwd=cwd, environ=environ) == "inner"
 
 
 async def test_cancelling_kills_the_compiler(project: Project) -> None:

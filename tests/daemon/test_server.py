@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from hotpatchd.core import client as core
 from hotpatchd.core.errors import UsageError
-from hotpatchd.daemon import logs, server, wire
+from hotpatchd.daemon import logs, outbox, server, wire
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.server import PatchServer, parse_address
 from tests.daemon.test_wire import APPLIED, HELLO, REFUSED
@@ -205,7 +205,7 @@ async def test_each_client_has_its_own_number_and_sequence(daemon: Daemon) -> No
 
 async def test_client_that_does_not_read_is_cut_off(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """Patches that nobody takes pile up to the bound only; other clients are served on."""
-    monkeypatch.setattr(server, "OUTBOX_MESSAGES", 4)
+    monkeypatch.setattr(outbox, "OUTBOX_MESSAGES", 4)
     stuck, well = await daemon.join(), await daemon.join()
     await daemon.event()
     await daemon.event()

@@ -66,6 +66,14 @@ def test_hello_becomes_the_core_hello() -> None:
     )
 
 
+def test_hello_of_a_dylib_client_says_so() -> None:
+    """A client that takes libraries names the kind, and whether it writes into the program's code."""
+    region = {"addr": 0, "size": 0, "slot_size": 65536, "next": 0}
+    dylib = {"kind": "dylib", "in_place": False, "region": region, "thread_locals": {"offset": 0, "size": 0}}
+    hello = wire.inward(wire.decode_from_client(json.dumps(HELLO | dylib)), core.Hello)
+    assert (hello.kind, hello.in_place, hello.region.size) == ("dylib", False, 0)
+
+
 def test_applied_becomes_the_core_applied() -> None:
     """The functions still on a stack come with their threads."""
     message = wire.decode_from_client(json.dumps(APPLIED))
@@ -98,6 +106,7 @@ def test_refused_becomes_the_core_refused() -> None:
         HELLO | {"patches": ["../daemon"]},
         HELLO | {"protocol": 2},
         HELLO | {"type": "patch"},
+        HELLO | {"kind": "bundle"},
         APPLIED | {"on_stack": [{"from": "4", "threads": []}]},
         REFUSED | {"reason": "mood"},
         {"type": "hello", "seq": 1},
@@ -163,6 +172,33 @@ def test_patch_has_its_documented_form() -> None:
         "detours": [{"from": 4, "to": 5, "size": 80}],
         "thread_locals": [{"offset": -8, "data": "00ff"}],
         "elf": "/path/of/the/linked/patch",
+    }
+
+
+@pytest.mark.parametrize(("pull", "url"), [(False, None), (True, "/patches/" + "f" * 64)])
+def test_dylib_has_its_documented_form(pull: bool, url: str | None) -> None:
+    """A patch library is announced field for field as specified, with or without a place to fetch it from."""
+    patch = core.DylibPatch(
+        patch="f" * 64,
+        edit=7,
+        build_id="d" * 40,
+        size=9216,
+        file_name="libpatch-7.so",
+        anchor=core.Anchor(symbol="hotpatchd_anchor", addr=4096),
+        jumps=(core.Detour(from_addr=4, to_addr=5, size=80),),
+        pull=pull,
+    )
+    assert json.loads(wire.encode(wire.dylib_message(3, patch))) == {
+        "type": "dylib",
+        "seq": 3,
+        "patch": "f" * 64,
+        "edit": 7,
+        "build_id": "d" * 40,
+        "size": 9216,
+        "file_name": "libpatch-7.so",
+        "url": url,
+        "anchor": {"symbol": "hotpatchd_anchor", "addr": 4096},
+        "jumps": [{"from": 4, "to": 5, "size": 80}],
     }
 
 

@@ -1,0 +1,90 @@
+"""The developer's settings for cargo."""
+
+from pathlib import Path
+
+import pytest
+
+from hotpatchd.daemon.cargo_config import user_runner, user_wrapper
+
+
+def test_where_a_wrapper_is_found(tmp_path: Path) -> None:
+    """Environment before files, the nearest file first, an empty value for none, relative paths resolved."""
+    cwd, home = tmp_path / "a" / "b", tmp_path / "home"
+    for directory, text in (
+        (tmp_path / "a" / ".cargo", '[build]\nrustc-wrapper = "tools/w"\n'),
+        (home / ".cargo", '[build]\nrustc-wrapper = "sccache"\nrustc-workspace-wrapper = "inner"\n'),
+    ):
+        directory.mkdir(parents=True)
+        (directory / "config.toml").write_text(text)
+    cwd.mkdir()
+    (cwd / ".cargo").mkdir()
+    (cwd / ".cargo" / "config.toml").write_text("not toml")
+
+    def found(**environ: str) -> str | None:
+        return user_wrapper("rustc-wrapper", cwd=cwd, environ={"HOME": str(home), **environ})
+
+    assert found() == str(tmp_path / "a" / "tools" / "w")
+    assert found(RUSTC_WRAPPER="env", CARGO_BUILD_RUSTC_WRAPPER="other") == "env"
+    assert found(CARGO_BUILD_RUSTC_WRAPPER="./w") == str(cwd / "w")
+    assert found(RUSTC_WRAPPER="") is None
+    environ = {"CARGO_HOME": str(home / ".cargo")}
+    assert user_wrapper("rustc-workspace-wrapper", cwd=cwd, environ=environ) == "inner"
+
+
+class Settings:
+    """A directory that cargo runs in, with a configuration file in it and one above."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cwd = root / "project"
+        for directory in (self.cwd, root):
+            (directory / ".cargo").mkdir(parents=True)
+
+    def write(self, *, here: str, above: str) -> None:
+        """Write the two files."""
+        (self.cwd / ".cargo" / "config.toml").write_text(here)
+        (self.root / ".cargo" / "config.toml").write_text(above)
+
+    def runner(self, **environ: str) -> tuple[str, ...]:
+        """The runner of one target."""
+        environ = {"HOME": str(self.root / "home"), **environ}
+        return user_runner("aarch64-unknown-linux-gnu", cwd=self.cwd, environ=environ)
+
+
+@pytest.fixture
+def cargo_settings(tmp_path: Path) -> Settings:
+    """Without content yet."""
+    return Settings(tmp_path)
+
+
+def test_a_runner_comes_from_the_nearest_file(cargo_settings: Settings) -> None:
+    """A string is split at spaces; the runner of another target does not count."""
+    table = "[target.aarch64-unknown-linux-gnu]\n"
+    cargo_settings.write(
+        here="[target.x86_64-unknown-linux-gnu]\nrunner = 'gdb'", above=table + "runner = 'qemu -L /a'"
+    )
+    assert cargo_settings.runner() == ("qemu", "-L", "/a")
+    cargo_settings.write(here=table + "runner = 'other'", above=table + "runner = 'qemu -L /a'")
+    assert cargo_settings.runner() == ("other",)
+
+
+def test_a_runner_can_be_a_list_and_a_relative_path(cargo_settings: Settings) -> None:
+    """Words of a list stay whole; the path counts from the directory that holds `.cargo`."""
+    above = "[target.aarch64-unknown-linux-gnu]\nrunner = ['tools/run', '-L', '/a b']"
+    cargo_settings.write(here="not toml", above=above)
+    assert cargo_settings.runner() == (str(cargo_settings.root / "tools/run"), "-L", "/a b")
+
+
+def test_a_runner_in_the_environment_wins(cargo_settings: Settings) -> None:
+    """As cargo spells the variable."""
+    cargo_settings.write(here="[target.aarch64-unknown-linux-gnu]\nrunner = 'other'", above="")
+    assert cargo_settings.runner(CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="./q -s") == (
+        str(cargo_settings.cwd / "q"),
+        "-s",
+    )
+
+
+def test_without_a_setting_there_is_no_runner(cargo_settings: Settings) -> None:
+    """The program is run by itself."""
+    cargo_settings.write(here="[target]\naarch64-unknown-linux-gnu = 1", above="target = 2")
+    assert cargo_settings.runner() == ()
