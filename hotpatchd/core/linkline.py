@@ -10,11 +10,13 @@ Source: `impl Debug for Command` in the standard library (`std/src/sys/process/u
 `rustc_codegen_ssa::back::link`
 """
 
+import codecs
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Literal
 
 from hotpatchd.core.errors import ArgvError
 
@@ -37,6 +39,10 @@ class LinkLine:
     def driver(self) -> str:
         """The program: a compiler driver such as `cc`, or a linker."""
         return self.argv[0]
+
+
+LinkerFlavour = Literal["driver", "gnu-ld", "darwin-ld", "msvc-link"]
+"""Whose manner of arguments a command follows: a compiler driver's, or that of a linker which is run itself."""
 
 
 class InputKind(Enum):
@@ -68,17 +74,32 @@ class LinkInput:
 # (`-L/dir`, `-Wl,…`) need no entry.
 _SEPARATE_VALUES = dict.fromkeys(
     (
-        "-o -L -l -B -T -u -e -z -m -x -I -F -h -R -Xlinker -Xclang -Xassembler -Xpreprocessor -arch -target"
-        " -isysroot -syslibroot -framework -weak_framework -install_name -exported_symbols_list -undefined"
-        " -current_version -compatibility_version -flavor -soname -rpath -rpath-link -dynamic-linker -plugin"
-        " -plugin-opt --sysroot --version-script --dynamic-list --defsym --undefined --entry --script"
+        "-o -L -l -B -T -u -e -z -m -x -I -F -h -R -U -Xlinker -Xclang -Xassembler -Xpreprocessor -arch -target"
+        " -isysroot -syslibroot -framework -install_name -undefined -flavor -current_version -compatibility_version"
+        " -exported_symbol -exported_symbols_list -unexported_symbol -unexported_symbols_list -reexported_symbols_list"
+        " -weak_framework -needed_framework -reexport_framework -upward_framework -lazy_framework"
+        " -weak_library -needed_library -reexport_library -upward_library -lazy_library -load_hidden -force_load"
+        " -macosx_version_min -ios_simulator_version_min -bundle_loader -filelist -order_file -map -lto_library"
+        " -object_path_lto -dependency_info -umbrella -allowable_client -client_name -image_base -sub_library"
+        " -soname -rpath -rpath-link -dynamic-linker -plugin -plugin-opt --sysroot --version-script --dynamic-list"
+        " --defsym --undefined --entry --script"
     ).split(),
     1,
-) | {"-platform_version": 3, "-sectcreate": 3}
+) | {"-platform_version": 3, "-sectcreate": 3, "-alias": 2}
+
+# Libraries of a Darwin linker by name, with a wish how they are loaded.
+_NAMED_LIBRARY = ("-l", "-Wl,-l", "-weak-l", "-needed-l", "-hidden-l", "-reexport-l", "-upward-l")
+
+_LLD_FLAVOURS: dict[str, LinkerFlavour] = {"darwin": "darwin-ld", "ld64": "darwin-ld", "link": "msvc-link"}
+
+_DARWIN_LD = re.compile(r"ld64(?:\.lld)?|ld-classic|ld-prime")
+_LD = re.compile(r"(?:.+-)?ld(?:\.(?:lld|bfd|gold|mold))?|(?:rust-)?lld|mold|gold")
+_DARWIN_WORDS = frozenset({"-platform_version", "-macosx_version_min", "-ios_simulator_version_min", "-syslibroot"})
 
 _LINKER_CHOICE = ("-fuse-ld=", "--ld-path=", "-B")
 
-_MSVC_FLAG = re.compile(r"/[A-Z0-9]+(?::|$)")
+# A path has a dot or a second slash before any colon.
+_MSVC_FLAG = re.compile(r"[/-][A-Za-z0-9_?]+(?::.*)?", re.DOTALL)
 
 _TEMPORARY = re.compile(r"(?:^|[/\\=,])rustc[0-9A-Za-z]{6}[/\\][^/\\]+$")
 
@@ -116,17 +137,67 @@ def parse_link_line(text: str) -> LinkLine:
     return LinkLine(unset_env=tuple(unset), env=tuple(env), argv=tuple(argv))
 
 
+def program_words(line: LinkLine) -> tuple[str, ...]:
+    """The words that say what is run: one, or more for `zig cc`, `python -m ziglang cc` and `lld -flavor gnu`."""
+    argv = line.argv
+    if argv[1:2] == ("-flavor",):
+        return argv[:3]
+    for count, before in ((2, ()), (4, ("-m", "ziglang"))):
+        if argv[count - 1 : count] in (("cc",), ("c++",)) and argv[1 : count - 1] == before:
+            return argv[:count]
+    return argv[:1]
+
+
+def linker_flavour(line: LinkLine) -> LinkerFlavour:
+    """Tell by the program's name, and for `ld` by the arguments, in whose manner a command is written.
+
+    Source: `lld/tools/lld/lld.cpp` (`-flavor`, and names of lld)
+    """
+    program = program_words(line)
+    if program[1:2] == ("-flavor",):
+        return _LLD_FLAVOURS.get(program[-1], "gnu-ld")
+    name = re.split(r"[/\\]", line.driver)[-1].lower().removesuffix(".exe")
+    name = re.sub(r"-[0-9.]+$", "", name)
+    if name in ("link", "lld-link"):
+        return "msvc-link"
+    if _DARWIN_LD.fullmatch(name):
+        return "darwin-ld"
+    if _LD.fullmatch(name):
+        return "gnu-ld" if _DARWIN_WORDS.isdisjoint(line.argv) else "darwin-ld"
+    return "driver"
+
+
+def is_msvc(line: LinkLine) -> bool:
+    """Whether arguments are written in the manner of Microsoft's linker."""
+    return linker_flavour(line) == "msvc-link"
+
+
+def decode_response_file(data: bytes) -> str:
+    """The text of a response file: UTF-16 where a byte order mark says so, else UTF-8 as `os.fsdecode` reads it.
+
+    Raises:
+        ArgvError: half a character is missing.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        try:
+            return data.decode("utf-16", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ArgvError(f"a response file of the linker command is not whole UTF-16: {error}") from error
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
 def expand_response_files(line: LinkLine, texts: Mapping[str, str]) -> LinkLine:
     """Put the words of response files (`@path`) in the place of their names, also of those named in others.
 
     Args:
-        line: the command.
+        line: the command; its program says by which rules they are split.
         texts: content of each response file by its path as the command names it.
 
     Raises:
         ArgvError: a file is not in `texts`, or names itself.
     """
-    return replace(line, argv=tuple(_expand(line.argv, texts, ())))
+    split = split_windows if is_msvc(line) else parse_response_file
+    return replace(line, argv=tuple(_expand(line.argv, texts, (), split)))
 
 
 def parse_response_file(text: str) -> tuple[str, ...]:
@@ -156,15 +227,85 @@ def parse_response_file(text: str) -> tuple[str, ...]:
     return tuple(words if word is None else [*words, word])
 
 
+def split_windows(text: str) -> tuple[str, ...]:
+    """Split a Windows command line or response file into words.
+
+    Backslashes are themselves, but before a quote: there two are one, and an odd one makes the quote a character. Two
+    quotes inside quotes are one.
+
+    Source: "Parsing C command-line arguments" in Microsoft's C reference
+    """
+    words: list[str] = []
+    word: str | None = None
+    is_quoted = False
+    for part in re.finditer(r'(?P<slashes>\\*)(?P<quotes>""?)|(?P<space>[ \t\r\n]+)|(?P<char>\\+|.)', text, re.DOTALL):
+        if part["quotes"] is None:
+            if part["space"] is None or is_quoted:
+                word = (word or "") + part[0]
+            elif word is not None:
+                words.append(word)
+                word = None
+            continue
+        count = len(part["slashes"])
+        word = (word or "") + "\\" * (count // 2)
+        quotes = len(part["quotes"])
+        if count % 2:
+            word += '"'
+            quotes -= 1
+        elif quotes == 2 and is_quoted:
+            word += '"'
+            quotes = 0
+        is_quoted ^= quotes % 2 == 1
+    return tuple(words if word is None else [*words, word])
+
+
+def quote_windows(word: str) -> str:
+    """A word as a Windows command line or response file has it; the inverse of `split_windows`."""
+    if word and not re.search(r'[\s"]', word):
+        return word
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda part: part[1] * 2 + ("\\" + part[2] if part[2] else ""), word) + '"'
+
+
 def link_inputs(line: LinkLine) -> tuple[LinkInput, ...]:
-    """All arguments, the program left out, in order; their words joined are the command again."""
+    """All arguments, `program_words` left out, in order; their words joined are the command again."""
+    msvc = is_msvc(line)
     inputs = []
-    words = iter(line.argv[1:])
+    words = iter(line.argv[len(program_words(line)) :])
     for word in words:
-        count = _SEPARATE_VALUES.get(word, 0)
+        count = 0 if msvc else count_values(word)
         group = (word, *(value for _, value in zip(range(count), words, strict=False)))
-        inputs.append(LinkInput(kind=_classify(group), words=group))
+        inputs.append(LinkInput(kind=classify(group, msvc=msvc), words=group))
     return tuple(inputs)
+
+
+def count_values(word: str) -> int:
+    """How many of the next words belong to a flag; none do in the manner of Microsoft's linker."""
+    return _SEPARATE_VALUES.get(word, 0)
+
+
+def classify(words: tuple[str, ...], *, msvc: bool) -> InputKind:
+    """What a flag with its values, or an input, brings into the link.
+
+    Args:
+        words: as `link_inputs` groups them.
+        msvc: whether flags are those of Microsoft's linker.
+    """
+    word = words[0]
+    if any(_TEMPORARY.search(word) for word in words):
+        return InputKind.TEMPORARY
+    if not msvc and word.startswith(_NAMED_LIBRARY):
+        return InputKind.LIBRARY
+    if _MSVC_FLAG.fullmatch(word) if msvc else word.startswith("-"):
+        return InputKind.FLAG
+    if word.endswith(".rcgu.o"):
+        return InputKind.CRATE_OBJECT
+    if word.lower().endswith((".dll.a", ".lib", ".dylib", ".tbd")) or re.search(r"\.so(\.\d+)*$", word):
+        return InputKind.LIBRARY
+    if ".framework/" in word:
+        return InputKind.LIBRARY
+    if word.endswith((".rlib", ".a")):
+        return InputKind.ARCHIVE
+    return InputKind.FILE
 
 
 def archives(line: LinkLine) -> tuple[str, ...]:
@@ -206,7 +347,12 @@ def _unquote(text: str) -> str:
     return os.fsdecode(bytes(decoded + os.fsencode(text[at:])))
 
 
-def _expand(words: Sequence[str], texts: Mapping[str, str], inside: tuple[str, ...]) -> list[str]:
+def _expand(
+    words: Sequence[str],
+    texts: Mapping[str, str],
+    inside: tuple[str, ...],
+    split: Callable[[str], tuple[str, ...]],
+) -> list[str]:
     expanded: list[str] = []
     for word in words:
         path = word[1:]
@@ -216,22 +362,5 @@ def _expand(words: Sequence[str], texts: Mapping[str, str], inside: tuple[str, .
             trouble = "names itself" if path in inside else "is gone"
             raise ArgvError(f"response file `{path}` of the linker command {trouble}")
         else:
-            expanded += _expand(parse_response_file(texts[path]), texts, (*inside, path))
+            expanded += _expand(split(texts[path]), texts, (*inside, path), split)
     return expanded
-
-
-def _classify(words: tuple[str, ...]) -> InputKind:
-    word = words[0]
-    if any(_TEMPORARY.search(word) for word in words):
-        return InputKind.TEMPORARY
-    if word.startswith(("-l", "-Wl,-l")):
-        return InputKind.LIBRARY
-    if word.startswith("-") or _MSVC_FLAG.match(word):
-        return InputKind.FLAG
-    if word.endswith(".rcgu.o"):
-        return InputKind.CRATE_OBJECT
-    if word.endswith((".dll.a", ".lib", ".dylib", ".tbd")) or re.search(r"\.so(\.\d+)*$", word):
-        return InputKind.LIBRARY
-    if word.endswith((".rlib", ".a")):
-        return InputKind.ARCHIVE
-    return InputKind.FILE

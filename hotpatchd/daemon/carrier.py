@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotpatchd.core.dylibplan import plan_dylib_link
 from hotpatchd.core.errors import BuildError, ObjectError
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.daemon.linking import run_linker
@@ -56,13 +57,15 @@ class CarrierLinker:
 
     Args:
         link_line: the command that linked the program.
+        target: target triple of the program.
         rustc: the compiler of the program, with the arguments that choose its target.
         machine: `e_machine` of the program.
         directory: where the code that all carriers share is kept.
     """
 
-    def __init__(self, link_line: LinkLine, rustc: Sequence[str], machine: int, directory: Path) -> None:
+    def __init__(self, link_line: LinkLine, target: str, rustc: Sequence[str], machine: int, directory: Path) -> None:
         self.link_line = link_line
+        self.target = target
         self.rustc = tuple(rustc)
         self.machine = machine
         self.directory = directory
@@ -94,9 +97,18 @@ class CarrierLinker:
         payload = output.with_suffix(".o")
         await asyncio.to_thread(payload.write_bytes, written)
         loader = await self._loader_object()
-        argv = [self.link_line.driver, "-shared", "-nostdlib", "-o", str(output), str(loader), str(payload)]
-        await run_linker(argv, self.link_line, output)
-        payload.unlink()
+        plan = plan_dylib_link(
+            self.link_line,
+            target=self.target,
+            objects=[str(loader), str(payload)],
+            output=str(output),
+            exports=[_REFERENCE],
+        )
+        response = output.with_suffix(".args")
+        await asyncio.to_thread(response.write_bytes, plan.response_bytes)
+        await run_linker([*plan.argv, f"@{response}"], self.link_line, output)
+        for temporary in (payload, response):
+            temporary.unlink()
         main_addr = await asyncio.to_thread(_addr_of_main, output)
         jumps = {
             place: main_addr + thunk_stride(self.machine) * index

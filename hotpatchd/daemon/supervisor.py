@@ -156,7 +156,7 @@ class Daemon:
                 link_line = _link_line(fat.tip)
                 host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
                 assert self.server is not None
-                carriers = CarrierLinker(link_line, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
+                carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
                 self._hot_calls = JumpTableClients(
                     server=self.server,
                     host=host,

@@ -1,6 +1,7 @@
 """Linker commands, as rustc and the standard library print them."""
 
 import contextlib
+import os
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -14,12 +15,17 @@ from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
     archives,
+    decode_response_file,
     expand_response_files,
     link_inputs,
     linker_choice,
     linker_flags,
+    linker_flavour,
     parse_link_line,
     parse_response_file,
+    program_words,
+    quote_windows,
+    split_windows,
 )
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "linklines"
@@ -110,10 +116,10 @@ def test_odd_characters_come_through() -> None:
 
 @pytest.mark.parametrize("path", PRINTED, ids=lambda path: path.stem)
 def test_no_word_is_lost(path: Path) -> None:
-    """The inputs' words, joined, are the command; no file is left without a kind of its own."""
+    """The inputs' words, joined, are the command; only start-up code is a file without a kind of its own."""
     line = parse_link_line(path.read_text("utf-8"))
-    assert [line.driver, *(word for item in link_inputs(line) for word in item.words)] == list(line.argv)
-    assert _of_kind(line, InputKind.FILE) == []
+    assert [*program_words(line), *(word for item in link_inputs(line) for word in item.words)] == list(line.argv)
+    assert {word for word in _of_kind(line, InputKind.FILE) if not word.startswith("@")} <= {"crt2.o"}
 
 
 def test_values_of_flags_are_not_inputs() -> None:
@@ -132,10 +138,72 @@ def test_values_of_flags_are_not_inputs() -> None:
     ]
 
 
-def test_a_command_for_the_msvc_linker() -> None:
-    """Options that begin with a slash are flags, and import libraries are libraries."""
-    line = LinkLine(env=(), argv=("link.exe", "/NOLOGO", "/OUT:app.exe", "/home/app.rcgu.o", "kernel32.lib"))
-    assert [item.kind.name for item in link_inputs(line)] == ["FLAG", "FLAG", "CRATE_OBJECT", "LIBRARY"]
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("/NOLOGO", InputKind.FLAG),
+        ("-out:C:\\my app\\app.exe", InputKind.FLAG),
+        ("/LIBPATH:/opt/sdk/lib", InputKind.FLAG),
+        ("/l:x", InputKind.FLAG),
+        ("/home/app.rcgu.o", InputKind.CRATE_OBJECT),
+        ("C:\\app\\libutil.rlib", InputKind.ARCHIVE),
+        ("Kernel32.Lib", InputKind.LIBRARY),
+        ("/main.obj", InputKind.FILE),
+        ("app.res", InputKind.FILE),
+    ],
+)
+def test_arguments_of_the_msvc_linker(word: str, kind: InputKind) -> None:
+    """Options begin with a slash or a dash, in any case of letters, and never take the next word."""
+    line = LinkLine(env=(), argv=("link.exe", word, "-o", "x.lib"))
+    assert [item.kind for item in link_inputs(line)] == [kind, InputKind.FLAG, InputKind.LIBRARY]
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("/sdk/usr/lib/libSystem.tbd", InputKind.LIBRARY),
+        ("/opt/lib/libfoo.dylib", InputKind.LIBRARY),
+        ("/Library/Frameworks/A.framework/A", InputKind.LIBRARY),
+        ("-weak-lfoo", InputKind.LIBRARY),
+        ("-exported_symbol _main", InputKind.FLAG),
+        ("-force_load libfoo.a", InputKind.FLAG),
+        ("-undefined dynamic_lookup", InputKind.FLAG),
+        ("-U _symbol", InputKind.FLAG),
+    ],
+)
+def test_arguments_of_darwin_linkers(words: str, kind: InputKind) -> None:
+    """Text stubs, frameworks by path, and flags whose values look like inputs."""
+    items = link_inputs(LinkLine(env=(), argv=("cc", *words.split())))
+    assert [(item.kind, item.words) for item in items] == [(kind, tuple(words.split()))]
+
+
+@pytest.mark.parametrize(
+    ("command", "flavour", "count"),
+    [
+        ("cc -m64", "driver", 1),
+        ("/usr/bin/aarch64-linux-gnu-gcc-12 -m64", "driver", 1),
+        ("x86_64-linux-android24-clang a.o", "driver", 1),
+        ("zig cc -target x", "driver", 2),
+        ("/opt/zig c++ a.o", "driver", 2),
+        ("python3 -m ziglang cc a.o", "driver", 4),
+        ("ld -o x", "gnu-ld", 1),
+        ("/usr/bin/ld.lld-19 -o x", "gnu-ld", 1),
+        ("x86_64-w64-mingw32-ld.bfd a.o", "gnu-ld", 1),
+        ("mold a.o", "gnu-ld", 1),
+        ("rust-lld -flavor gnu a.o", "gnu-ld", 3),
+        ("/tc/bin/rust-lld.exe -flavor darwin a.o", "darwin-ld", 3),
+        ("rust-lld -flavor link a.o", "msvc-link", 3),
+        ("ld64.lld a.o", "darwin-ld", 1),
+        ("ld -platform_version macos 11 14 a.o", "darwin-ld", 1),
+        ("C:\\VS\\HostX64\\LINK.EXE /OUT:x", "msvc-link", 1),
+        ("lld-link-19 a.o", "msvc-link", 1),
+    ],
+)
+def test_whose_arguments_a_command_has(command: str, flavour: str, count: int) -> None:
+    """By the program, whatever directory, version or prefix is in its name, and by the words that belong to it."""
+    line = LinkLine(env=(), argv=tuple(command.split(" ")))
+    assert linker_flavour(line) == flavour
+    assert program_words(line) == line.argv[:count]
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +270,52 @@ def test_a_response_file_that_cannot_be_expanded_is_named(texts: dict[str, str],
     """A missing file and one that contains itself are errors."""
     with pytest.raises(ArgvError, match=f"`one`.*{trouble}"):
         expand_response_files(LinkLine(env=(), argv=("cc", "@one")), texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ()),
+        (" a\tb\r\nc ", ("a", "b", "c")),
+        ('"two words" ""', ("two words", "")),
+        ("C:\\a\\b\\ c", ("C:\\a\\b\\", "c")),
+        ('/OUT:"C:\\my app\\x.exe"', ("/OUT:C:\\my app\\x.exe",)),
+        ('a\\"b', ('a"b',)),
+        ('"a\\\\" b', ("a\\", "b")),
+        ('"a ""quoted"" b"', ('a "quoted" b',)),
+        ("it's", ("it's",)),
+    ],
+)
+def test_windows_response_files_follow_windows_rules(text: str, words: tuple[str, ...]) -> None:
+    """Backslashes are themselves but before quotes; apostrophes mean nothing."""
+    assert split_windows(text) == words
+
+
+@given(st.lists(st.text('ab \t\n"\\', max_size=8)))
+def test_windows_words_come_through_quoting(words: list[str]) -> None:
+    """Whatever quotes, blanks and backslashes are in them."""
+    assert split_windows(" ".join(map(quote_windows, words))) == tuple(words)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_response_files_are_decoded(encoding: str) -> None:
+    """UTF-8, or UTF-16 in either byte order, as a mark at the beginning says."""
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    assert decode_response_file(mark + "é 日 🐊".encode(encoding)) == "é 日 🐊"
+
+
+def test_a_response_file_with_half_a_character_is_an_error() -> None:
+    """It says what is wrong with the file."""
+    with pytest.raises(ArgvError, match="not whole UTF-16"):
+        decode_response_file(b"\xff\xfea")
+
+
+def test_bytes_of_a_response_file_that_are_no_text_come_through() -> None:
+    """Paths may hold any byte on Unix."""
+    assert os.fsencode(decode_response_file(b"/x/\xff")) == b"/x/\xff"
+
+
+def test_a_response_file_of_the_msvc_linker_is_split_by_its_rules() -> None:
+    """Backslashes in paths stay."""
+    line = LinkLine(env=(), argv=("link.exe", "@x"))
+    assert expand_response_files(line, {"x": '/OUT:C:\\a "C:\\b c.obj"'}).argv[1:] == ("/OUT:C:\\a", "C:\\b c.obj")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotpatchd.core.errors import ArgvError
+from hotpatchd.core.linkedit import Dropped
 from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
@@ -21,7 +22,6 @@ from hotpatchd.core.linkline import (
 )
 from hotpatchd.core.linkplan import (
     DROPPED,
-    Dropped,
     Linker,
     LinkPlan,
     identify_linker,
@@ -30,7 +30,8 @@ from hotpatchd.core.linkplan import (
     plan_version_query,
 )
 
-PRINTED = sorted((Path(__file__).parents[2] / "fixtures" / "linklines").glob("*.txt"))
+LINES = Path(__file__).parents[2] / "fixtures" / "linklines"
+PRINTED = sorted(path for kind in ("dev", "dylib", "release") for path in LINES.glob(f"{kind}-*.txt"))
 VERSIONS: dict[str, Linker] = {
     "LLD 22.1.2 (/checkout/src/llvm-project/llvm 1cb4e383) (compatible with GNU linkers)\n": "lld",
     "Debian LLD 14.0.6 (compatible with GNU linkers)": "lld",

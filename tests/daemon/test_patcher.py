@@ -67,7 +67,7 @@ class World:
         assembled = self._assembled(source + ".globl _start\n.section .text._start\n_start: ret\n")
         run("cc", "-nostdlib", "-static", "-no-pie", "-o", root / "host", assembled)
         index = read_host(root / "host")
-        link_line = LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nostdlib", "-o", "host"))
+        link_line = LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nodefaultlibs", "-o", "host"))
         self.patcher = Patcher(
             host=index,
             archives=ArchiveSet(()),
@@ -76,7 +76,7 @@ class World:
             crate_names=frozenset({"app"}),
             baseline=self.baseline,
             host_code=HostCode(root / "host", index.header) if optimised else None,
-            carriers=CarrierLinker(link_line, ["rustc"], elf.EM_X86_64, root),
+            carriers=CarrierLinker(link_line, "x86_64-unknown-linux-gnu", ["rustc"], elf.EM_X86_64, root),
             state_dir=self.state_dir,
         )
 
