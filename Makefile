@@ -7,7 +7,7 @@ NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(python) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(python))))
 
-.PHONY: setup demo test check bench
+.PHONY: setup demo test test-targets check bench
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Other processors and systems; the first run installs Debian packages and builds standard libraries.
+test-targets: setup
+	$(BIN)/python -m tests.targets.prepare
+	$(BIN)/python -m pytest tests/targets
 
 check: setup
 	$(BIN)/ruff check .

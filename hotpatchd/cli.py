@@ -363,7 +363,10 @@ def explain(crate: str, recipe: Recipe, as_json: bool, **given: Any) -> None:
 @_selection_options
 @_json_option
 def doctor(as_json: bool, **given: Any) -> None:
-    """Tell what on this machine and in this workspace will or will not work, and how to fix it."""
+    """Tell what on this machine and in this workspace will or will not work, and how to fix it.
+
+    With --target, tell it for programs of that target.
+    """
     checks = asyncio.run(examine(_selection(given), Path.cwd(), os.environ))
     if as_json:
         _print_json(checks)

@@ -296,6 +296,37 @@ def test_the_link_line_is_asked_for_where_there_is_one(
     assert (given[:-1] if asked else given) == [*COMPILE, *args]
 
 
+TIP_ARGS = {"HOTPATCHD_TIP_ARGS": '["-Clink-arg=-Wl,--export-dynamic-symbol=main", "-lm"]'}
+
+
+@pytest.mark.parametrize("kind", ["bin", "cdylib,rlib"])
+def test_tip_arguments_reach_a_program_and_its_capture(bench: Bench, kind: str) -> None:
+    """They stand behind cargo's own, and are told apart."""
+    bench.write_rustc('echo "$@" > seen; touch out/app-34cd out/libapp-34cd.so')
+    capture = bench.compile("--crate-type", kind, **TIP_ARGS, CARGO_PRIMARY_PACKAGE="1")
+    added = ["-Clink-arg=-Wl,--export-dynamic-symbol=main", "-lm"]
+    seen = (bench.root / "seen").read_text().split()
+    assert seen[:-1] == capture["argv"] == [*COMPILE, "--out-dir", "out", "--crate-type", kind, *added]
+    assert capture["tip_args"] == added
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        (("--crate-type", "lib"), {"CARGO_PRIMARY_PACKAGE": "1"}),
+        (("--crate-type", "proc-macro"), {"CARGO_PRIMARY_PACKAGE": "1"}),
+        (("--crate-name", "build_script_build"), {"CARGO_PRIMARY_PACKAGE": "1"}),
+        ((), {}),
+    ],
+    ids=["library", "proc macro", "build script", "dependency"],
+)
+def test_tip_arguments_reach_nothing_else(bench: Bench, args: tuple[str, ...], env: dict[str, str]) -> None:
+    """What only runs during the build, or is linked into a program, is compiled as cargo says."""
+    bench.write_rustc('echo "$@" > seen')
+    assert bench.run(*COMPILE, *args, wrappers=(), **TIP_ARGS, **env) == (0, "", "")
+    assert "-lm" not in (bench.root / "seen").read_text().split()
+
+
 def test_only_what_the_compile_may_read_is_kept_of_the_environment(bench: Bench) -> None:
     """What cargo added is kept; what was there before, secrets and settings of wrappers are not."""
     bench.env["EDITOR"] = "vi"

@@ -32,6 +32,8 @@ LINKED_FILES = {
 }
 # rustc writes no link line for the others: it makes archives itself.
 TYPES_WITH_LINK_LINE = {"bin", "dylib", "cdylib", "proc-macro"}
+# What the crate that the program is linked from can be.
+TIP_TYPES = {"bin", "cdylib"}
 # Source: rust-lang/rust pull request 114183, merged for 1.73: `--print KIND=PATH`.
 FIRST_WITH_PRINT_TO_FILE = (1, 73)
 
@@ -189,12 +191,15 @@ class Compilation:
         self.args = args
         os.makedirs(capture_dir, mode=0o700, exist_ok=True)
         self.toolchain = read_toolchain(capture_dir, self.rustc)
+        self.tip_args: list[str] = []
         self.types = ["test"] if "--test" in args else split_values(args, "--crate-type") or ["bin"]
         self.linked = ["bin" if crate_type == "test" else crate_type for crate_type in self.types]
         self.emits = [emit.partition("=")[::2] for emit in split_values(args, "--emit") or ["link"]]
         self.stem = (last_value(args, "--crate-name") or "") + (codegen_value(args, "extra-filename") or "")
         self.out_dir = os.path.join(os.getcwd(), last_value(args, "--out-dir") or "")
         self.link_args: str | None = None
+        if tip_args := os.environ.get("HOTPATCHD_TIP_ARGS"):
+            self.tip_args = read_tip_args(tip_args) if self.is_tip() else []
         has_link_line = not TYPES_WITH_LINK_LINE.isdisjoint(self.linked) and "link" in dict(self.emits)
         if has_link_line and release(self.toolchain) >= FIRST_WITH_PRINT_TO_FILE:
             self.link_args = os.path.join(capture_dir, f".{os.getpid()}.link-args")
@@ -202,7 +207,16 @@ class Compilation:
     @property
     def added_args(self) -> list[str]:
         """What the compiler gets besides cargo's own arguments."""
-        return [f"--print=link-args={self.link_args}"] if self.link_args else []
+        return [*self.tip_args, *([f"--print=link-args={self.link_args}"] if self.link_args else [])]
+
+    def is_tip(self) -> bool:
+        """Whether it is a crate that a program is linked from: not one that only runs during the build."""
+        name = last_value(self.args, "--crate-name") or ""
+        return (
+            not TIP_TYPES.isdisjoint(self.types)
+            and not name.startswith("build_script_")
+            and "CARGO_PRIMARY_PACKAGE" in os.environ
+        )
 
     def record(self, status: int) -> None:
         """Leaves a capture of a compile that left something, and none of any other."""
@@ -228,7 +242,8 @@ class Compilation:
         return {
             "schema": SCHEMA,
             "rustc": self.rustc,
-            "argv": self.args,
+            "argv": [*self.args, *self.tip_args],
+            "tip_args": self.tip_args,
             "cwd": os.getcwd(),
             "env": compile_env(),
             "toolchain": self.toolchain,
@@ -283,6 +298,13 @@ def find_program(name: str) -> str:
         if os.access(path, os.X_OK):
             return path
     raise FileNotFoundError(f"{name} is not on PATH")
+
+
+def read_tip_args(text: str) -> list[str]:
+    """The value of `HOTPATCHD_TIP_ARGS`."""
+    import json
+
+    return [str(arg) for arg in json.loads(text)]
 
 
 def read_toolchain(capture_dir: str, rustc: str) -> str:

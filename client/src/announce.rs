@@ -4,16 +4,16 @@
 //! the region is announced from the start as a module of its own, whose file the daemon writes before it sends the patch.
 //! Source: backtrace-rs, `src/symbolize/gimli/libs_dl_iterate_phdr.rs`.
 
-use crate::memory::{REGION_SIZE, SLOT_SIZE};
+use crate::memory::SLOT_SIZE;
 use libc::{c_char, c_int, c_void, dl_phdr_info, size_t, Elf64_Phdr};
 use std::fs::File;
 use std::io::{Cursor, Write};
-use std::mem::{size_of, transmute, zeroed};
+use std::mem::{size_of, zeroed};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::OnceLock;
 
 type Callback = unsafe extern "C" fn(*mut dl_phdr_info, size_t, *mut c_void) -> c_int;
@@ -26,32 +26,63 @@ type Callback = unsafe extern "C" fn(*mut dl_phdr_info, size_t, *mut c_void) -> 
 const LOAD_ADDR: u64 = 1;
 
 struct Slots {
-    region_addr: u64,
+    region: Range<u64>,
     /// The name of each slot's file, up to its number.
     prefix: Vec<u8>,
 }
 
 static SLOTS: OnceLock<Slots> = OnceLock::new();
 
-/// Announces the slots of the region at `region_addr` from now on.
-pub fn announce_slots(region_addr: u64, state: &Path, instance: &str) {
+/// Announces the slots of the region from now on.
+pub fn announce_slots(region: Range<u64>, state: &Path, instance: &str) {
     let mut prefix = state.as_os_str().as_bytes().to_vec();
     prefix.extend_from_slice(format!("/patches/{instance}/slot-").as_bytes());
-    let _ = SLOTS.set(Slots { region_addr, prefix });
+    let _ = SLOTS.set(Slots { region, prefix });
+}
+
+/// What libc's `dl_iterate_phdr` does in a static program. The client's takes its place when the program is linked.
+///
+/// # Safety
+/// As for `dl_iterate_phdr`.
+#[cfg(feature = "linked")]
+pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
+    extern "C" {
+        /// The ELF header: linkers define it.
+        static __ehdr_start: libc::Elf64_Ehdr;
+        fn __tls_get_addr(module_and_offset: *const [usize; 2]) -> *mut c_void;
+    }
+    let header = ptr::addr_of!(__ehdr_start);
+    let headers = header.cast::<u8>().add((*header).e_phoff as usize).cast::<Elf64_Phdr>();
+    let count = (*header).e_phnum;
+    let of_type = |kind| std::slice::from_raw_parts(headers, count.into()).iter().find(move |h| h.p_type == kind);
+    let has_thread_locals = of_type(libc::PT_TLS).is_some();
+    let mut info: dl_phdr_info = zeroed();
+    // The first segment begins with the header.
+    info.dlpi_addr = (header as u64).wrapping_sub(of_type(libc::PT_LOAD).map_or(0, |h| h.p_vaddr - h.p_offset));
+    info.dlpi_name = b"\0".as_ptr().cast();
+    info.dlpi_phdr = headers;
+    info.dlpi_phnum = count;
+    info.dlpi_adds = 1;
+    info.dlpi_tls_modid = usize::from(has_thread_locals);
+    info.dlpi_tls_data = if has_thread_locals { __tls_get_addr(&[1, 0]) } else { ptr::null_mut() };
+    callback.map_or(0, |callback| callback(&mut info, size_of::<dl_phdr_info>(), data))
 }
 
 /// libc's own `dl_iterate_phdr`.
 ///
 /// # Safety
 /// As for `dl_iterate_phdr`.
+#[cfg(not(feature = "linked"))]
 pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
+    use std::sync::atomic::{AtomicPtr, Ordering};
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     let mut real = REAL.load(Ordering::Relaxed);
     if real.is_null() {
         real = libc::dlsym(libc::RTLD_NEXT, b"dl_iterate_phdr\0".as_ptr().cast());
         REAL.store(real, Ordering::Relaxed);
     }
-    match transmute::<*mut c_void, Option<unsafe extern "C" fn(Option<Callback>, *mut c_void) -> c_int>>(real) {
+    match std::mem::transmute::<*mut c_void, Option<unsafe extern "C" fn(Option<Callback>, *mut c_void) -> c_int>>(real)
+    {
         Some(real) => real(callback, data),
         None => 0,
     }
@@ -89,7 +120,7 @@ unsafe extern "C" fn relay_module(info: *mut dl_phdr_info, size: size_t, data: *
 impl Slots {
     unsafe fn report(&self, relay: &Relay) -> c_int {
         let mut name = [0u8; libc::PATH_MAX as usize];
-        for slot in 0..REGION_SIZE / SLOT_SIZE {
+        for (slot, addr) in self.region.clone().step_by(SLOT_SIZE as usize).enumerate() {
             let mut cursor = Cursor::new(&mut name[..]);
             let written = cursor.write_all(&self.prefix).and_then(|()| write!(cursor, "{slot}.elf\0"));
             if written.is_err() {
@@ -98,7 +129,7 @@ impl Slots {
             let mut segment: Elf64_Phdr = zeroed();
             segment.p_type = libc::PT_LOAD;
             segment.p_flags = libc::PF_R | libc::PF_X;
-            segment.p_vaddr = self.region_addr + slot * SLOT_SIZE - LOAD_ADDR;
+            segment.p_vaddr = addr - LOAD_ADDR;
             segment.p_memsz = SLOT_SIZE;
             let mut info = relay.last;
             info.dlpi_addr = LOAD_ADDR;

@@ -1,27 +1,55 @@
 //! What depends on the processor: the detour, the thread pointer, the registers of an interrupted thread, and the way
 //! back from a signal handler. Another processor is another module with the same names.
 
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::*;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;
+
+/// The target triple that the client was built for.
+pub const TARGET: &str = match (cfg!(target_arch = "x86_64"), cfg!(target_env = "musl")) {
+    (true, false) => "x86_64-unknown-linux-gnu",
+    (true, true) => "x86_64-unknown-linux-musl",
+    (false, false) => "aarch64-unknown-linux-gnu",
+    (false, true) => "aarch64-unknown-linux-musl",
+};
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
     use std::arch::{asm, global_asm};
-
-    pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+    use std::ops::Range;
 
     /// Bytes that a detour overwrites: `jmp rel32`.
     pub const DETOUR_LEN: usize = 5;
 
-    /// How far a 32-bit displacement reaches, in bytes.
+    /// How far a 32-bit displacement reaches, in bytes, to code and to data.
     pub const REACH: u64 = 1 << 31;
+    pub const DATA_IS_IN_REACH: bool = false;
+
+    /// Sizes of the region, the first that there is room for.
+    pub const REGION_SIZES: [u64; 1] = [128 << 20];
 
     /// DWARF register numbers. Source: System V ABI, AMD64 supplement, figure 3.36.
     pub const STACK_POINTER: usize = 7;
     pub const RETURN_ADDRESS: usize = 16;
 
-    /// General registers by DWARF number; the return address column holds the program counter.
-    pub type Registers = [u64; 17];
+    pub const HAS_LINK_REGISTER: bool = false;
+
+    /// General registers by DWARF number.
+    pub type General = [u64; 17];
+
+    /// The address that a saved return address stands for.
+    pub fn code_address(saved: u64) -> u64 {
+        saved
+    }
+
+    /// A function that returns `value`, for trying out whether written code is executed.
+    pub fn returning(value: u8) -> Vec<u8> {
+        vec![0xb8, value, 0, 0, 0, 0xc3] // mov eax, value; ret
+    }
+
+    /// Lets the processor execute what has been written to `range`. Source: Intel SDM, volume 3, section 12.6: it looks by itself.
+    pub fn synchronize_code(_range: &Range<u64>) {}
 
     /// Encodes the jump that leads from `from` to `to`, or `None` where it does not reach.
     pub fn detour(from: u64, to: u64) -> Option<[u8; DETOUR_LEN]> {
@@ -38,24 +66,26 @@ mod x86_64 {
         pointer
     }
 
-    /// The registers that a signal handler's third argument holds.
+    /// The program counter and the registers that a signal handler's third argument holds.
     ///
     /// # Safety
     /// `context` is what the kernel passed to a handler that has not returned.
-    pub unsafe fn registers(context: *const libc::ucontext_t) -> Registers {
+    pub unsafe fn registers(context: *const libc::ucontext_t) -> (u64, General) {
         use libc::*;
         const DWARF_ORDER: [c_int; 17] = [
             REG_RAX, REG_RDX, REG_RCX, REG_RBX, REG_RSI, REG_RDI, REG_RBP, REG_RSP, REG_R8, REG_R9, REG_R10, REG_R11,
             REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP,
         ];
         let saved = &(*context).uc_mcontext.gregs;
-        DWARF_ORDER.map(|register| saved[register as usize] as u64)
+        (saved[REG_RIP as usize] as u64, DWARF_ORDER.map(|register| saved[register as usize] as u64))
     }
 
-    extern "C" {
-        /// Where a signal handler returns to, for `SA_RESTORER`.
-        #[link_name = "hotpatch_client_sigreturn"]
-        pub fn sigreturn();
+    /// Where a signal handler returns to, for the kernel, which has no place of its own for that.
+    pub fn restorer() -> Option<unsafe extern "C" fn()> {
+        extern "C" {
+            fn hotpatch_client_sigreturn();
+        }
+        Some(hotpatch_client_sigreturn)
     }
 
     // The exact bytes by which unwinders and debuggers recognise a signal frame.
@@ -72,4 +102,91 @@ mod x86_64 {
         ".size hotpatch_client_sigreturn, . - hotpatch_client_sigreturn",
         ".popsection",
     );
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::asm;
+    use std::ops::Range;
+
+    /// Bytes that a detour overwrites: `b`.
+    pub const DETOUR_LEN: usize = 4;
+
+    /// How far a branch reaches, in bytes. Data is reached by page, 4 GiB away.
+    pub const REACH: u64 = 128 << 20;
+    pub const DATA_IS_IN_REACH: bool = true;
+
+    /// Sizes of the region, the first that there is room for: the program's code takes its part of the reach.
+    pub const REGION_SIZES: [u64; 4] = [64 << 20, 32 << 20, 16 << 20, 8 << 20];
+
+    /// DWARF register numbers. Source: DWARF for the Arm 64-bit Architecture, section 4.1.
+    pub const STACK_POINTER: usize = 31;
+    pub const RETURN_ADDRESS: usize = 30;
+
+    pub const HAS_LINK_REGISTER: bool = true;
+
+    /// General registers by DWARF number.
+    pub type General = [u64; 32];
+
+    /// The address that a saved return address stands for: functions that sign theirs do it in the upper bits.
+    pub fn code_address(saved: u64) -> u64 {
+        saved & ((1 << 48) - 1)
+    }
+
+    /// A function that returns `value`, for trying out whether written code is executed.
+    pub fn returning(value: u8) -> Vec<u8> {
+        let load = 0x5280_0000 | u32::from(value) << 5; // mov w0, value
+        [load, 0xd65f_03c0].iter().flat_map(|instruction| instruction.to_le_bytes()).collect()
+    }
+
+    /// Encodes the jump that leads from `from` to `to`, or `None` where it does not reach.
+    pub fn detour(from: u64, to: u64) -> Option<[u8; DETOUR_LEN]> {
+        let displacement = to.wrapping_sub(from) as i64;
+        let reaches = (-(REACH as i64)..REACH as i64).contains(&displacement) && displacement % 4 == 0;
+        reaches.then(|| (0x1400_0000 | (displacement >> 2) as u32 & 0x03ff_ffff).to_le_bytes())
+    }
+
+    /// Lets all processors fetch what has been written to `range`, which must be readable.
+    /// Source: Arm Architecture Reference Manual, section B2.4.4, "Concurrent modification and execution of instructions".
+    pub fn synchronize_code(range: &Range<u64>) {
+        let lines = |log2_words: u64| {
+            let size = 4 << log2_words;
+            (range.start / size * size..range.end).step_by(size as usize)
+        };
+        unsafe {
+            let cache_type: u64;
+            asm!("mrs {}, ctr_el0", out(reg) cache_type, options(nostack, preserves_flags));
+            for line in lines(cache_type >> 16 & 0xf) {
+                asm!("dc cvau, {}", in(reg) line, options(nostack, preserves_flags));
+            }
+            asm!("dsb ish", options(nostack, preserves_flags));
+            for line in lines(cache_type & 0xf) {
+                asm!("ic ivau, {}", in(reg) line, options(nostack, preserves_flags));
+            }
+            asm!("dsb ish", "isb", options(nostack, preserves_flags));
+        }
+    }
+
+    /// What the calling thread's thread-locals are at fixed offsets from. Source: ELF for the Arm 64-bit Architecture, section 6.
+    pub fn thread_pointer() -> u64 {
+        let pointer;
+        unsafe { asm!("mrs {}, tpidr_el0", out(reg) pointer, options(pure, nomem, nostack, preserves_flags)) };
+        pointer
+    }
+
+    /// The program counter and the registers that a signal handler's third argument holds.
+    ///
+    /// # Safety
+    /// `context` is what the kernel passed to a handler that has not returned.
+    pub unsafe fn registers(context: *const libc::ucontext_t) -> (u64, General) {
+        let saved = &(*context).uc_mcontext;
+        let mut general = [saved.sp; 32];
+        general[..31].copy_from_slice(&saved.regs);
+        (saved.pc, general)
+    }
+
+    /// Where a signal handler returns to: the kernel's own code in the vdso.
+    pub fn restorer() -> Option<unsafe extern "C" fn()> {
+        None
+    }
 }

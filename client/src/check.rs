@@ -1,9 +1,10 @@
 //! Decides whether a patch can be applied, before anything is touched.
 
 use crate::arch::{detour, DETOUR_LEN};
-use crate::host::{hex, unhex, Host};
+use crate::hex::{hex, unhex};
+use crate::host::Host;
 use crate::locals::{Initial, Reserve};
-use crate::memory::{pages, REGION_SIZE, SLOT_SIZE};
+use crate::memory::{pages, SLOT_SIZE};
 use crate::unwind::{check_eh_frame, contains};
 use crate::wire::{Patch, Protection, Reason, Refusal};
 use sha2::{Digest, Sha256};
@@ -43,7 +44,7 @@ pub struct Jump {
 /// What the client has applied so far, as far as the check depends on it.
 pub struct Ground<'a> {
     pub host: &'a Host,
-    pub region_addr: u64,
+    pub region_end: u64,
     pub next: u64,
     /// Executable segments of all patches so far.
     pub code: &'a [Range<u64>],
@@ -79,7 +80,7 @@ pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refus
 }
 
 fn place_segments(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Vec<Placed>, Refusal> {
-    let free = ground.next..ground.region_addr + REGION_SIZE;
+    let free = ground.next..ground.region_end;
     let mut placed: Vec<Placed> = Vec::new();
     for segment in &patch.segments {
         let wrong = |what: &str| Reason::Address.because(format!("the segment at {:#x} {what}", segment.addr));

@@ -1,11 +1,12 @@
 //! Applies patches and takes them back: each all or nothing.
 
 use crate::announce::register_with_gdb;
-use crate::arch::DETOUR_LEN;
+use crate::arch::{synchronize_code, DETOUR_LEN};
 use crate::check::{check, Ground, Plan};
+use crate::frames;
 use crate::host::Host;
 use crate::locals::{Initial, Reserve, Unlocked};
-use crate::memory::{discard, protect, Memory, REGION_SIZE, SLOT_SIZE};
+use crate::memory::{discard, protect, Memory, SLOT_SIZE};
 use crate::park::{Parking, Stuck, SIGNAL};
 use crate::unwind::{with_modules, Module, Walker};
 use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
@@ -23,7 +24,7 @@ const FIRST_LIMIT: Duration = Duration::from_millis(50);
 pub struct Engine {
     pub host: Host,
     pub instance: String,
-    region_addr: u64,
+    region: Range<u64>,
     next: u64,
     reserve: Option<Reserve>,
     /// In force, oldest first.
@@ -74,19 +75,14 @@ enum Hindrance {
     Unwritable(io::Error),
 }
 
-extern "C" {
-    fn __register_frame(eh_frame: *const u8);
-    fn __deregister_frame(eh_frame: *const u8);
-}
-
 impl Engine {
-    pub fn new(host: Host, instance: String, region_addr: u64, reserve: Option<Reserve>) -> io::Result<Engine> {
+    pub fn new(host: Host, instance: String, region: Range<u64>, reserve: Option<Reserve>) -> io::Result<Engine> {
         membarrier(libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE);
         Ok(Engine {
             host,
             instance,
-            region_addr,
-            next: region_addr,
+            next: region.start,
+            region,
             reserve,
             patches: Vec::new(),
             bodies: BTreeMap::new(),
@@ -98,7 +94,12 @@ impl Engine {
     }
 
     pub fn region(&self) -> Region {
-        Region { addr: self.region_addr, size: REGION_SIZE, slot_size: SLOT_SIZE, next: self.next }
+        Region {
+            addr: self.region.start,
+            size: self.region.end - self.region.start,
+            slot_size: SLOT_SIZE,
+            next: self.next,
+        }
     }
 
     pub fn thread_locals(&self) -> ThreadLocals {
@@ -114,7 +115,7 @@ impl Engine {
         let begun = Instant::now();
         let ground = Ground {
             host: &self.host,
-            region_addr: self.region_addr,
+            region_end: self.region.end,
             next: self.next,
             code: &self.code,
             reserve: self.reserve.as_ref(),
@@ -148,11 +149,11 @@ impl Engine {
         });
         let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
         if let Some(eh_frame) = &plan.eh_frame {
-            unsafe { __register_frame(eh_frame.start as *const u8) };
+            unsafe { frames::register(eh_frame.start) };
         }
         let rewritten = self.rewrite(&changes, &plan.thread_locals).map_err(|refusal| {
             if let Some(eh_frame) = &plan.eh_frame {
-                unsafe { __deregister_frame(eh_frame.start as *const u8) };
+                unsafe { frames::deregister(eh_frame.start) };
             }
             refusal
         })?;
@@ -259,7 +260,11 @@ impl Engine {
             match result.unwrap_or_else(|| Err(Hindrance::Unwritable(io::ErrorKind::Other.into()))) {
                 Ok(rewritten) => return Ok(rewritten),
                 Err(Hindrance::Stuck(Stuck::Crowded)) => self.parking.make_room(),
-                Err(Hindrance::Stuck(Stuck::Thread(tid))) if is_dead(tid) => self.parking.ignore(tid),
+                Err(Hindrance::Stuck(Stuck::Thread(tid)))
+                    if is_dead(tid) || self.memory.is_emulated() && belongs_to_emulator(tid) =>
+                {
+                    self.parking.ignore(tid);
+                }
                 Err(Hindrance::Starting(tid)) => {
                     hindrance = Some(Hindrance::Starting(tid));
                     while_starting += 1;
@@ -396,6 +401,9 @@ fn copy(plan: &Plan, bytes: &[u8]) -> io::Result<()> {
                 Protection::Rx => libc::PROT_READ | libc::PROT_EXEC,
             },
         )?;
+        if segment.prot == Protection::Rx {
+            synchronize_code(&segment.pages);
+        }
     }
     Ok(())
 }
@@ -427,6 +435,16 @@ fn is_dead(tid: pid_t) -> bool {
 }
 
 fn blocks_signal(tid: pid_t) -> bool {
-    let blocked = status_field(tid, "SigBlk").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
-    blocked.is_some_and(|mask| mask >> (SIGNAL - 1) & 1 == 1)
+    blocked_signals(tid) >> (SIGNAL - 1) & 1 == 1
+}
+
+/// Whether the thread blocks every signal that can stand for one of the program's own. Source: qemu, `linux-user/signal.c`
+/// (`signal_table_init`) and `util/qemu-thread-posix.c`: no thread of the program does, by means of libc.
+fn belongs_to_emulator(tid: pid_t) -> bool {
+    let real_time = !0 << (libc::SIGRTMIN() - 1);
+    blocked_signals(tid) & real_time == real_time
+}
+
+fn blocked_signals(tid: pid_t) -> u64 {
+    status_field(tid, "SigBlk").and_then(|mask| u64::from_str_radix(&mask, 16).ok()).unwrap_or(0)
 }

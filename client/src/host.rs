@@ -1,16 +1,24 @@
 //! What the client must know of the program that it runs in.
 
+#[cfg(target_os = "linux")]
 use crate::announce::real_dl_iterate_phdr;
-use crate::memory::page_size;
-use libc::{c_int, c_void, dl_phdr_info, size_t, PF_X, PT_LOAD, PT_NOTE};
+#[cfg(target_os = "linux")]
+use crate::arch::DATA_IS_IN_REACH;
+use crate::hex::hex;
+#[cfg(target_os = "android")]
+use libc::dl_iterate_phdr as real_dl_iterate_phdr;
+use libc::{c_int, c_void, dl_phdr_info, size_t, PT_LOAD, PT_NOTE};
 use sha2::{Digest, Sha256};
 use std::ops::Range;
+use std::path::Path;
+#[cfg(target_os = "linux")]
 use std::path::PathBuf;
 use std::{fs, io, slice};
 
 const NT_GNU_BUILD_ID: u32 = 3;
+const PF_X: u32 = 1;
 
-/// The main executable as the dynamic loader sees it; all addresses are run-time addresses.
+/// A loaded file as the dynamic loader sees it; all addresses are run-time addresses.
 #[derive(Clone)]
 pub struct Module {
     pub slide: u64,
@@ -22,14 +30,29 @@ pub struct Module {
 
 impl Module {
     /// The loader reports the executable first.
+    #[cfg(target_os = "linux")]
     pub fn of_executable() -> Option<Module> {
-        unsafe extern "C" fn first(info: *mut dl_phdr_info, _size: size_t, found: *mut c_void) -> c_int {
-            *found.cast::<Option<Module>>() = Module::parse(&*info);
-            1
+        Module::find(&|_| true)
+    }
+
+    /// The module that `addr` lies in.
+    pub fn containing(addr: u64) -> Option<Module> {
+        Module::find(&|module| module.extent.contains(&addr))
+    }
+
+    fn find(wanted: &dyn Fn(&Module) -> bool) -> Option<Module> {
+        struct Search<'a> {
+            wanted: &'a dyn Fn(&Module) -> bool,
+            found: Option<Module>,
         }
-        let mut found: Option<Module> = None;
-        unsafe { real_dl_iterate_phdr(Some(first), std::ptr::addr_of_mut!(found).cast()) };
-        found
+        unsafe extern "C" fn look(info: *mut dl_phdr_info, _size: size_t, search: *mut c_void) -> c_int {
+            let search = &mut *search.cast::<Search>();
+            search.found = Module::parse(&*info).filter(search.wanted);
+            c_int::from(search.found.is_some())
+        }
+        let mut search = Search { wanted, found: None };
+        unsafe { real_dl_iterate_phdr(Some(look), std::ptr::addr_of_mut!(search).cast()) };
+        search.found
     }
 
     unsafe fn parse(info: &dl_phdr_info) -> Option<Module> {
@@ -48,15 +71,26 @@ impl Module {
         })
     }
 
-    /// The content of the GNU build-id note in hex, or `sha256-` and the hash of the program's file.
-    pub fn build_id(&self) -> io::Result<String> {
+    /// What the region has to be near to.
+    #[cfg(target_os = "linux")]
+    pub fn reached(&self) -> Range<u64> {
+        if !DATA_IS_IN_REACH {
+            return self.extent.clone();
+        }
+        let first = self.code.iter().map(|range| range.start).min();
+        let end = self.code.iter().map(|range| range.end).max();
+        first.unwrap_or(self.extent.start)..end.unwrap_or(self.extent.end)
+    }
+
+    /// The content of the GNU build-id note in hex, or `sha256-` and the hash of the module's file.
+    pub fn build_id(&self, file: &Path) -> io::Result<String> {
         let note = self.notes.iter().find_map(|range| {
             let bytes = unsafe { slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) };
             build_id_note(bytes)
         });
         Ok(match note {
             Some(id) => hex(id),
-            None => format!("sha256-{}", hex(&Sha256::digest(fs::read("/proc/self/exe")?))),
+            None => format!("sha256-{}", hex(&Sha256::digest(fs::read(file)?))),
         })
     }
 }
@@ -76,6 +110,7 @@ fn build_id_note(mut notes: &[u8]) -> Option<&[u8]> {
 }
 
 /// What `hello` says of the program.
+#[cfg(target_os = "linux")]
 pub struct Host {
     pub module: Module,
     pub build_id: String,
@@ -83,29 +118,11 @@ pub struct Host {
     pub page_size: u64,
 }
 
+#[cfg(target_os = "linux")]
 impl Host {
     pub fn read(module: Module) -> io::Result<Host> {
-        Ok(Host { build_id: module.build_id()?, exe: fs::read_link("/proc/self/exe")?, page_size: page_size(), module })
-    }
-}
-
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The bytes that `text` gives in hex.
-pub fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> = text.chars().map(|digit| digit.to_digit(16).map(|value| value as u8)).collect();
-    digits
-        .filter(|digits| digits.len() % 2 == 0)
-        .map(|digits| digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect())
-}
-
-/// `N` random bytes in hex.
-pub fn random_hex<const N: usize>() -> io::Result<String> {
-    let mut bytes = [0; N];
-    match unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) } {
-        read if read == N as isize => Ok(hex(&bytes)),
-        _ => Err(io::Error::last_os_error()),
+        let file = Path::new("/proc/self/exe");
+        let page_size = crate::memory::page_size();
+        Ok(Host { build_id: module.build_id(file)?, exe: fs::read_link(file)?, page_size, module })
     }
 }

@@ -1,42 +1,73 @@
 //! Runs inside a program and applies the patches that a hotpatchd daemon sends; `docs/wire.md` says how they talk.
 //!
-//! It starts by itself when it is preloaded or linked in, in one background thread, and keeps out of the program's way:
-//! it never prints, the thread takes no signals and has a table of file descriptors of its own, and without a daemon it
-//! waits. What a program can notice: one more thread; 128 MiB of reserved address space; 4 KiB of each thread's stack for thread-locals; while a patch is applied,
+//! On Linux it starts by itself when it is preloaded or linked in; elsewhere the program calls [`start`]. It lives in one
+//! background thread and keeps out of the program's way: it never prints, and without a daemon it waits. What a program on
+//! Linux can notice: one more thread, which takes no signals and has a table of file descriptors of its own; 128 MiB of
+//! reserved address space; 4 KiB of each thread's stack for thread-locals; while a patch is applied,
 //! all threads stand still for a moment, and system calls that are not restarted after a signal (`poll`, `nanosleep`) end early
 //! with `EINTR`, as they may at any time.
 
+#[cfg(target_os = "linux")]
 mod announce;
+#[cfg(target_os = "linux")]
 mod arch;
+#[cfg(target_os = "linux")]
 mod check;
+mod daemon;
+#[cfg(unix)]
+mod dl;
+mod download;
+mod dylib;
+#[cfg(target_os = "linux")]
 mod engine;
+#[cfg(target_os = "linux")]
+mod frames;
+mod hex;
+#[cfg(any(target_os = "linux", target_os = "android"))]
 mod host;
+#[cfg(any(target_os = "linux", windows))]
+mod island;
+mod jump;
+#[cfg(any(target_os = "linux", windows))]
+mod kind;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod library_file;
+#[cfg(target_os = "linux")]
 mod locals;
+#[cfg(target_os = "linux")]
 mod memory;
+#[cfg_attr(target_os = "android", path = "os/android.rs")]
+#[cfg_attr(target_os = "linux", path = "os/linux.rs")]
+#[cfg_attr(target_vendor = "apple", path = "os/apple.rs")]
+#[cfg_attr(windows, path = "os/windows.rs")]
+mod os;
+#[cfg(target_os = "linux")]
 mod park;
+mod patcher;
 mod session;
+#[cfg(target_os = "linux")]
 mod unwind;
 mod wire;
 
-use crate::engine::Engine;
-use crate::host::{random_hex, Host, Module};
-use crate::locals::Reserve;
+pub use crate::jump::call;
+
+use crate::daemon::Daemon;
+use crate::os::Prepared;
 use crate::session::End;
-use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{self, catch_unwind, AssertUnwindSafe};
-use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::Duration;
-use std::{env, fs, io, mem, ptr, thread};
+use std::{io, thread};
 
 const THREAD_NAME: &str = "hotpatchd";
 const STACK_SIZE: usize = 256 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
+#[cfg(target_os = "linux")]
 #[used]
 #[link_section = ".init_array"]
+#[cfg_attr(feature = "linked", export_name = "hotpatch_client_at_load")]
 static AT_LOAD: extern "C" fn() = {
     extern "C" fn at_load() {
         start();
@@ -48,69 +79,31 @@ static AT_LOAD: extern "C" fn() = {
 pub fn start() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        let _ = catch_unwind(|| state_directory().map(launch));
+        let _ = catch_unwind(|| {
+            let daemon = Daemon::find()?;
+            if os::claim_process() {
+                launch(daemon);
+            }
+            Some(())
+        });
     });
 }
 
-/// The daemon's state directory, where this program is a candidate.
-fn state_directory() -> Option<PathBuf> {
-    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
-        return None;
-    }
-    let state = env::var_os("HOTPATCHD_STATE").filter(|state| !state.is_empty())?;
-    match env::var_os("HOTPATCHD_HOST") {
-        Some(host) if !is_running(&host) => None,
-        _ => Some(state.into()),
-    }
-}
-
-/// Whether this process runs the file at `host`, by whatever name.
-fn is_running(host: &OsStr) -> bool {
-    let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
-    identity(Path::new(host)).is_some_and(|host| identity(Path::new("/proc/self/exe")) == Some(host))
-}
-
-/// Reserves the region while the addresses around the program are still free, and starts the thread.
-fn launch(state: PathBuf) -> Option<()> {
-    let module = Module::of_executable()?;
-    let region_addr = memory::reserve(&module.extent)?;
-    let instance = random_hex::<16>().ok()?;
-    announce::announce_slots(region_addr, &state, &instance);
-    let locals_offset = locals::own_offset();
-    let client = move || {
-        let reserve = Reserve::find(locals_offset);
-        let _ = catch_unwind(AssertUnwindSafe(|| attend(module, instance, region_addr, reserve, &state)));
-    };
-    with_signals_blocked(|| thread::Builder::new().name(THREAD_NAME.into()).stack_size(STACK_SIZE).spawn(client).ok())?;
-    Some(())
-}
-
-/// A new thread inherits the mask of blocked signals.
-fn with_signals_blocked<T>(action: impl FnOnce() -> T) -> T {
-    unsafe {
-        let (mut all, mut former) = (mem::zeroed(), mem::zeroed());
-        libc::sigfillset(&mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut former);
-        let result = action();
-        libc::pthread_sigmask(libc::SIG_SETMASK, &former, ptr::null_mut());
-        result
-    }
+/// Prepares what has to be done before the program goes on, and starts the thread.
+fn launch(daemon: Daemon) -> Option<()> {
+    let prepared = Prepared::new(&daemon)?;
+    silence_panics();
+    os::spawn(move || {
+        let _ = catch_unwind(AssertUnwindSafe(|| attend(prepared, &daemon)));
+    })
 }
 
 /// The life of the client's thread.
-fn attend(
-    module: Module,
-    instance: String,
-    region_addr: u64,
-    reserve: Option<Reserve>,
-    state: &Path,
-) -> io::Result<()> {
-    silence_panics();
-    separate_descriptors()?;
-    let mut engine = Engine::new(Host::read(module)?, instance, region_addr, reserve)?;
+fn attend(prepared: Prepared, daemon: &Daemon) -> io::Result<()> {
+    let mut patcher = prepared.into_patcher()?;
     let mut pause = FIRST_PAUSE;
     loop {
-        match catch_unwind(AssertUnwindSafe(|| session::run(&mut engine, state))) {
+        match catch_unwind(AssertUnwindSafe(|| session::run(&mut *patcher, daemon))) {
             Ok(End::Rejected) => return Ok(()),
             Ok(End::Lost) => pause = FIRST_PAUSE,
             Ok(End::Unopened) | Err(_) => {}
@@ -128,26 +121,4 @@ fn silence_panics() {
             report(panic);
         }
     }));
-}
-
-/// Gives this thread a table of file descriptors of its own, which begins with nothing but `/dev/null` as 0, 1 and 2.
-///
-/// A program that closes all descriptors, or counts on their numbers, does not meet the client's; a process that it forks
-/// does not inherit them; and the client keeps nothing open that the program closes.
-fn separate_descriptors() -> io::Result<()> {
-    if unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, libc::CLOSE_RANGE_UNSHARE) } != 0 {
-        // A kernel before 5.9.
-        if unsafe { libc::unshare(libc::CLONE_FILES) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        for entry in fs::read_dir("/proc/thread-self/fd")?.collect::<Vec<_>>() {
-            if let Some(descriptor) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
-                unsafe { libc::close(descriptor) };
-            }
-        }
-    }
-    for _ in 0..=2 {
-        unsafe { libc::open(b"/dev/null\0".as_ptr().cast(), libc::O_RDWR | libc::O_CLOEXEC) };
-    }
-    Ok(())
 }

@@ -65,8 +65,7 @@ impl Reserve {
             unsafe { real_dl_iterate_phdr(Some(visit), ptr::addr_of_mut!(found).cast()) };
         }
         let (image_addr, relro) = found?;
-        let thread_start = unsafe { libc::dlsym(libc::RTLD_NEXT, b"pthread_create\0".as_ptr().cast()) } as u64;
-        Some(Reserve { offset, image_addr, relro, thread_start })
+        Some(Reserve { offset, image_addr, relro, thread_start: thread_start() })
     }
 
     pub fn describe(&self) -> ThreadLocals {
@@ -82,6 +81,15 @@ impl Reserve {
     pub fn unlock<'a>(&'a self, initials: &'a [Initial]) -> io::Result<Unlocked<'a>> {
         protect(&pages(&(self.image_addr..self.image_addr + SIZE as u64)), libc::PROT_READ | libc::PROT_WRITE)?;
         Ok(Unlocked { reserve: self, initials })
+    }
+}
+
+/// libc's function that starts threads.
+fn thread_start() -> u64 {
+    if cfg!(feature = "linked") {
+        libc::pthread_create as *const () as u64
+    } else {
+        unsafe { libc::dlsym(libc::RTLD_NEXT, b"pthread_create\0".as_ptr().cast()) as u64 }
     }
 }
 

@@ -1,40 +1,41 @@
 //! The region that patches live in, and writing to the program's code.
 
-use crate::arch::{DETOUR_LEN, REACH};
+use crate::arch::{returning, synchronize_code, DETOUR_LEN, REACH, REGION_SIZES};
 use libc::{c_int, c_void};
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::{io, mem, ptr};
 
-pub const REGION_SIZE: u64 = 128 << 20;
 pub const SLOT_SIZE: u64 = 64 << 10;
 
 const ALIGN: u64 = 2 << 20;
-const STEP: usize = 16 << 20;
 
-/// Reserves address space from which 32-bit displacements reach every byte of `executable`, and gives its start.
+/// Reserves address space from which displacements reach every byte of `reached`.
 ///
-/// First just below the executable, where the heap that grows above it is not in the way. An executable at a fixed low
+/// First just below it, where the heap that grows above a program is not in the way. A program at a fixed low
 /// address has no room below it; then as far above as displacements reach, which leaves the heap the space between.
-pub fn reserve(executable: &Range<u64>) -> Option<u64> {
-    let lowest = executable.end.saturating_sub(REACH).max(ALIGN).next_multiple_of(ALIGN);
-    let below = executable.start.saturating_sub(REGION_SIZE) / ALIGN * ALIGN;
-    let highest = (executable.start + REACH - REGION_SIZE) / ALIGN * ALIGN - ALIGN;
-    let above = executable.end.next_multiple_of(ALIGN);
-    let candidates = (lowest..=below).rev().step_by(STEP).chain((above..=highest).rev().step_by(STEP));
-    candidates.into_iter().find(|&start| reserve_at(start))
+pub fn reserve(reached: &Range<u64>) -> Option<Range<u64>> {
+    REGION_SIZES.into_iter().find_map(|size| {
+        let lowest = reached.end.saturating_sub(REACH).max(ALIGN).next_multiple_of(ALIGN);
+        let below = reached.start.saturating_sub(size) / ALIGN * ALIGN;
+        let highest = (reached.start + REACH - size).saturating_sub(ALIGN) / ALIGN * ALIGN;
+        let above = reached.end.next_multiple_of(ALIGN);
+        let step = ALIGN as usize;
+        let candidates = (lowest..=below).rev().step_by(step).chain((above..=highest).rev().step_by(step));
+        candidates.map(|start| start..start + size).find(reserve_at)
+    })
 }
 
-fn reserve_at(start: u64) -> bool {
+fn reserve_at(range: &Range<u64>) -> bool {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
-    let size = REGION_SIZE as usize;
-    let got = unsafe { libc::mmap(start as *mut c_void, size, libc::PROT_NONE, flags, -1, 0) };
-    if got != libc::MAP_FAILED && got as u64 != start {
+    let size = (range.end - range.start) as usize;
+    let got = unsafe { libc::mmap(range.start as *mut c_void, size, libc::PROT_NONE, flags, -1, 0) };
+    if got != libc::MAP_FAILED && got as u64 != range.start {
         // A kernel before 4.17 takes the address as a hint.
         unsafe { libc::munmap(got, size) };
     }
-    got as u64 == start
+    got as u64 == range.start
 }
 
 /// Makes pages of the region usable with `protection`; `range` is page-aligned.
@@ -64,29 +65,88 @@ pub fn pages(range: &Range<u64>) -> Range<u64> {
 }
 
 /// The process's own memory as a file: reads stop at what is not mapped, and writes go through to read-only code.
-pub struct Memory(File);
+pub struct Memory {
+    file: File,
+    /// Whether what is written through the file is executed then.
+    reaches_code: bool,
+}
 
 impl Memory {
     pub fn open() -> io::Result<Memory> {
-        OpenOptions::new().read(true).write(true).open("/proc/self/mem").map(Memory)
+        let file = OpenOptions::new().read(true).write(true).open("/proc/self/mem")?;
+        let reaches_code = try_code(&file).unwrap_or(false);
+        Ok(Memory { file, reaches_code })
+    }
+
+    /// Whether the program's code runs in an emulator, which translates it and does not notice what the kernel writes there.
+    pub fn is_emulated(&self) -> bool {
+        !self.reaches_code
     }
 
     /// Fills `into` from `addr` on, as far as memory is mapped; returns the bytes read. Takes no lock, allocates nothing.
     pub fn read(&self, addr: u64, into: &mut [u8]) -> usize {
-        self.0.read_at(into, addr).unwrap_or(0)
+        self.file.read_at(into, addr).unwrap_or(0)
     }
 
     /// Overwrites code with all other threads parked. Takes no lock, allocates nothing.
     ///
-    /// Hardened kernels refuse to write through protections; there the pages become writable, not executable, for the
-    /// moment: nothing runs in them, since the client's own code is in pages of its own library.
+    /// Hardened kernels refuse to write through protections; there, and in emulators, changed copies take the pages' places.
     pub fn write_code(&self, addr: u64, code: &[u8; DETOUR_LEN]) -> io::Result<()> {
-        if matches!(self.0.write_at(code, addr), Ok(DETOUR_LEN)) {
-            return Ok(());
+        let range = addr..addr + DETOUR_LEN as u64;
+        if !(self.reaches_code && matches!(self.file.write_at(code, addr), Ok(DETOUR_LEN))) {
+            replace_pages(&pages(&range), addr, code)?;
         }
-        let pages = pages(&(addr..addr + DETOUR_LEN as u64));
-        protect(&pages, libc::PROT_READ | libc::PROT_WRITE)?;
-        unsafe { std::ptr::copy_nonoverlapping(code.as_ptr(), addr as *mut u8, DETOUR_LEN) };
-        protect(&pages, libc::PROT_READ | libc::PROT_EXEC)
+        synchronize_code(&range);
+        Ok(())
     }
+}
+
+/// Changes a function of its own through `file` and finds out whether the change is executed.
+fn try_code(file: &File) -> io::Result<bool> {
+    let page = new_pages(page_size() as usize)?;
+    let range = page as u64..page as u64 + page_size();
+    let write_and_call = |value: u8, write: &dyn Fn(&[u8]) -> io::Result<()>| {
+        write(&returning(value))?;
+        synchronize_code(&range);
+        Ok(unsafe { mem::transmute::<*mut u8, extern "C" fn() -> u32>(page)() } == u32::from(value))
+    };
+    let result = write_and_call(1, &|code| {
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), page, code.len()) };
+        protect(&range, libc::PROT_READ | libc::PROT_EXEC)
+    })
+    .and_then(|_| write_and_call(2, &|code| file.write_all_at(code, page as u64)));
+    unsafe { libc::munmap(page.cast(), page_size() as usize) };
+    result
+}
+
+fn new_pages(size: usize) -> io::Result<*mut u8> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    match unsafe { libc::mmap(ptr::null_mut(), size, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) } {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        pages => Ok(pages.cast()),
+    }
+}
+
+/// Puts a copy in which `code` is at `addr` in the place of executable pages, in one step: in a program that the client is
+/// linked into, they may hold the code that does it.
+fn replace_pages(range: &Range<u64>, addr: u64, code: &[u8]) -> io::Result<()> {
+    let size = (range.end - range.start) as usize;
+    let copy = new_pages(size)?;
+    let copy_range = copy as u64..copy as u64 + size as u64;
+    unsafe {
+        ptr::copy_nonoverlapping(range.start as *const u8, copy, size);
+        ptr::copy_nonoverlapping(code.as_ptr(), copy.add((addr - range.start) as usize), code.len());
+    }
+    let moved = protect(&copy_range, libc::PROT_READ | libc::PROT_EXEC).and_then(|()| {
+        synchronize_code(&copy_range);
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        match unsafe { libc::mremap(copy.cast(), size, size, flags, range.start as *mut c_void) } {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        }
+    });
+    if moved.is_err() {
+        unsafe { libc::munmap(copy.cast(), size) };
+    }
+    moved
 }

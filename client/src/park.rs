@@ -3,13 +3,14 @@
 //! Each thread gets a signal whose handler waits until the parking ends. While a [`Parked`] exists nothing here or in its
 //! user may allocate, lock or panic: a parked thread may hold the allocator's lock.
 //!
-//! The signal is the one that glibc cancels threads with (`SIGCANCEL`, 32). `sigprocmask` of glibc never blocks it, so
+//! The signal is the one that libc cancels threads with (`SIGCANCEL`). Its `sigfillset` leaves it out, so
 //! threads that block "all" signals (graphics drivers start such) are reached as well, and gdb passes it on silently.
-//! glibc's `sigaction` refuses it; hence the system calls. The former handler is called for signals that are not ours,
+//! libc's `sigaction` refuses it; hence the system calls. The former handler is called for signals that are not ours,
 //! and put back when the parking ends.
 
-use crate::arch::{registers, sigreturn, thread_pointer, Registers};
-use libc::{c_int, c_long, c_void, pid_t, siginfo_t, ucontext_t};
+use crate::arch::{registers, restorer, thread_pointer};
+use crate::unwind::Registers;
+use libc::{c_int, c_void, pid_t, siginfo_t, ucontext_t};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::ptr;
@@ -17,7 +18,9 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
-pub const SIGNAL: c_int = 32;
+/// Source: glibc, `sysdeps/unix/sysv/linux/internal-signals.h`; musl, `src/internal/pthread_impl.h`, where 32 wakes timer
+/// threads, which wait for it without a handler.
+pub const SIGNAL: c_int = if cfg!(target_env = "musl") { 33 } else { 32 };
 
 /// Odd while threads have to stay; every parking has its own odd number.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
@@ -201,7 +204,10 @@ pub struct Parked<'a> {
 impl Parked<'_> {
     /// Thread ids, and the registers with which the threads will go on.
     pub fn threads(&self) -> impl Iterator<Item = (pid_t, Registers)> + '_ {
-        self.occupied().map(|seat| (seat.tid, unsafe { registers(seat.context.load(SeqCst)) }))
+        self.occupied().map(|seat| {
+            let (at, general) = unsafe { registers(seat.context.load(SeqCst)) };
+            (seat.tid, Registers { at, general })
+        })
     }
 
     pub fn thread_pointers(&self) -> impl Iterator<Item = u64> + '_ {
@@ -274,10 +280,12 @@ fn install() -> io::Result<KernelSigaction> {
     const SA_RESTORER: c_int = 0x0400_0000;
     let former = rt_sigaction(None)?;
     FORMER.store(former.handler, SeqCst);
+    let restorer = restorer();
+    let has_restorer = if restorer.is_some() { SA_RESTORER } else { 0 };
     rt_sigaction(Some(&KernelSigaction {
         handler: on_signal as *const () as usize,
-        flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK | SA_RESTORER) as u64,
-        restorer: sigreturn as *const () as usize,
+        flags: (libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK | has_restorer) as u64,
+        restorer: restorer.map_or(0, |restorer| restorer as usize),
         mask: !0,
     }))?;
     Ok(former)
@@ -285,8 +293,7 @@ fn install() -> io::Result<KernelSigaction> {
 
 /// Returns once `word` is woken or no longer holds `value`, after `limit` at the latest.
 fn futex_wait(word: &AtomicU32, value: u32, limit: Duration) {
-    let limit =
-        libc::timespec { tv_sec: limit.as_secs() as libc::time_t, tv_nsec: c_long::from(limit.subsec_nanos() as i32) };
+    let limit = [limit.as_secs() as i64, i64::from(limit.subsec_nanos())]; // the kernel's `timespec`
     let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, value, &limit) };
 }

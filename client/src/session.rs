@@ -1,15 +1,15 @@
 //! One connection to the daemon, from finding it to losing it.
 
-use crate::arch::TARGET;
-use crate::engine::Engine;
-use crate::host::{hex, random_hex};
-use crate::wire::{Body, FromDaemon, Hello, Numbered, ToDaemon, MAX_FRAME_BYTES, PROTOCOL};
+use crate::daemon::Daemon;
+use crate::download::download;
+use crate::hex::{hex, random_hex};
+use crate::patcher::Patcher;
+use crate::wire::{Body, Dylib, FromDaemon, Hello, Numbered, Reason, Refusal, ToDaemon, MAX_FRAME_BYTES, PROTOCOL};
 use hmac::{Hmac, Mac};
 use serde::Deserialize;
 use sha2::Sha256;
 use std::fs;
-use std::net::{TcpStream, ToSocketAddrs};
-use std::path::Path;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 use tungstenite::http::Uri;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -48,15 +48,17 @@ const WRONG_TOKEN: CloseCode = CloseCode::Library(4401);
 
 struct Connection {
     socket: WebSocket<TcpStream>,
+    addr: SocketAddr,
+    token: String,
     sent: u64,
     received: u64,
 }
 
-/// Connects to the daemon that `state` names and serves it until the connection ends.
-pub fn run(engine: &mut Engine, state: &Path) -> End {
-    let Some((token, mut connection)) = connect(state) else { return End::Unopened };
-    let (broken, end) = match connection.open(engine, &token) {
-        Ok(None) => (connection.serve(engine), End::Lost),
+/// Connects to the daemon and serves it until the connection ends.
+pub fn run(patcher: &mut dyn Patcher, daemon: &Daemon) -> End {
+    let Some(mut connection) = connect(daemon) else { return End::Unopened };
+    let (broken, end) = match connection.open(patcher) {
+        Ok(None) => (connection.serve(patcher), End::Lost),
         Ok(Some(end)) => return end,
         Err(broken) => (broken, End::Unopened),
     };
@@ -66,11 +68,19 @@ pub fn run(engine: &mut Engine, state: &Path) -> End {
     end
 }
 
-fn connect(state: &Path) -> Option<(String, Connection)> {
-    let daemon: DaemonFile = serde_json::from_slice(&fs::read(state.join("daemon.json")).ok()?).ok()?;
-    let uri: Uri = daemon.url.parse().ok()?;
+fn connect(daemon: &Daemon) -> Option<Connection> {
+    let (url, token) = match daemon {
+        Daemon::State(state) => {
+            let file: DaemonFile = serde_json::from_slice(&fs::read(state.join("daemon.json")).ok()?).ok()?;
+            (file.url, file.token)
+        }
+        Daemon::Address { url, token } => (url.clone(), token.clone()),
+    };
+    let uri: Uri = url.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
-    let addr = (host, uri.port_u16()?).to_socket_addrs().ok()?.next()?;
+    let mut addrs = (host, uri.port_u16()?).to_socket_addrs().ok()?;
+    // Nothing protects what goes over the connection: it must not leave the machine, or the cable to it.
+    let addr = addrs.find(|addr| addr.ip().is_loopback())?;
     let stream = TcpStream::connect_timeout(&addr, OPENING_LIMIT).ok()?;
     stream.set_nodelay(true).ok()?;
     stream.set_read_timeout(Some(OPENING_LIMIT)).ok()?;
@@ -80,34 +90,25 @@ fn connect(state: &Path) -> Option<(String, Connection)> {
         ..WebSocketConfig::default()
     };
     let (socket, _) = tungstenite::client::client_with_config(uri, stream, Some(config)).ok()?;
-    Some((daemon.token, Connection { socket, sent: 0, received: 0 }))
+    Some(Connection { socket, addr, token, sent: 0, received: 0 })
 }
 
 impl Connection {
     /// Says hello, each side proving that it knows the token. `None` means welcome.
-    fn open(&mut self, engine: &Engine, token: &str) -> Result<Option<End>, Broken> {
+    fn open(&mut self, patcher: &dyn Patcher) -> Result<Option<End>, Broken> {
         let FromDaemon::Challenge { protocol: PROTOCOL, nonce: challenge } = self.receive()? else {
             return Err(Broken::Breach(CloseCode::Protocol));
         };
         let nonce = random_hex::<32>().map_err(|_| Broken::Gone)?;
-        let host = &engine.host;
         self.send(Body::Hello(Hello {
             protocol: PROTOCOL,
-            proof: proof(token, "client", &challenge),
+            proof: proof(&self.token, "client", &challenge),
             nonce: &nonce,
-            instance: &engine.instance,
-            build_id: &host.build_id,
             pid: std::process::id(),
-            exe: &host.exe.to_string_lossy(),
-            target: TARGET,
-            slide: host.module.slide,
-            region: engine.region(),
-            thread_locals: engine.thread_locals(),
-            page_size: host.page_size,
-            patches: engine.patches(),
+            program: patcher.describe(),
         }))?;
         match self.receive()? {
-            FromDaemon::Welcome { proof: answer } if answer == proof(token, "daemon", &nonce) => {
+            FromDaemon::Welcome { proof: answer } if answer == proof(&self.token, "daemon", &nonce) => {
                 let stream = self.socket.get_ref();
                 stream.set_read_timeout(Some(SILENCE_LIMIT)).map_err(|_| Broken::Gone)?;
                 Ok(None)
@@ -119,13 +120,17 @@ impl Connection {
         }
     }
 
-    fn serve(&mut self, engine: &mut Engine) -> Broken {
+    fn serve(&mut self, patcher: &mut dyn Patcher) -> Broken {
         loop {
             let served = self.receive().and_then(|message| {
                 let answers = self.received;
                 let result = match message {
-                    FromDaemon::Patch(patch) => engine.apply(&patch, &self.receive_bytes()?),
-                    FromDaemon::Undo { to } => engine.undo(to.as_deref()),
+                    #[cfg(target_os = "linux")]
+                    FromDaemon::Patch(patch) => patcher.apply_image(&patch, &self.receive_bytes()?),
+                    FromDaemon::Dylib(patch) => {
+                        self.bytes_of(&patch)?.and_then(|bytes| patcher.apply_dylib(&patch, &bytes))
+                    }
+                    FromDaemon::Undo { to } => patcher.undo(to.as_deref()),
                     _ => return Err(Broken::Breach(CloseCode::Protocol)),
                 };
                 self.send(match result {
@@ -137,6 +142,13 @@ impl Connection {
                 return broken;
             }
         }
+    }
+
+    fn bytes_of(&mut self, patch: &Dylib) -> Result<Result<Vec<u8>, Refusal>, Broken> {
+        let Some(path) = &patch.url else { return self.receive_bytes().map(Ok) };
+        let size = patch.size.min(MAX_FRAME_BYTES as u64);
+        let fetched = download(self.addr, path, &self.token, size);
+        Ok(fetched.map_err(|error| Reason::Hash.because(format!("cannot fetch {path}: {error}"))))
     }
 
     fn send(&mut self, body: Body) -> Result<(), Broken> {

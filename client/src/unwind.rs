@@ -4,12 +4,12 @@
 //! Source: Linux Standard Base, "Exception Frames"; DWARF 5, section 6.4.
 
 use crate::announce::real_dl_iterate_phdr;
-use crate::arch::{Registers, RETURN_ADDRESS, STACK_POINTER};
+use crate::arch::{code_address, General, HAS_LINK_REGISTER, RETURN_ADDRESS, STACK_POINTER};
 use crate::memory::Memory;
 use gimli::{
     BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameHdr, EndianSlice, Evaluation, EvaluationResult,
     EvaluationStorage, FrameDescriptionEntry, Location, NativeEndian, ParsedEhFrameHdr, Piece, Register, RegisterRule,
-    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value,
+    UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection, UnwindTableRow, Value, Vendor,
 };
 use libc::{c_int, c_void, dl_phdr_info, size_t, PF_X, PT_GNU_EH_FRAME, PT_LOAD};
 use std::ops::Range;
@@ -37,7 +37,7 @@ impl Module {
     pub fn of_patch(code: Range<u64>, eh_frame_addr: u64, eh_frame: &'static [u8]) -> Module {
         Module {
             code,
-            eh_frame: EhFrame::new(eh_frame, NativeEndian),
+            eh_frame: section(eh_frame),
             index: None,
             bases: BaseAddresses::default().set_eh_frame(eh_frame_addr),
         }
@@ -65,7 +65,7 @@ impl Module {
             .filter(|header| loaded(header) && header.p_flags & PF_X != 0)
             .map(|header| Module {
                 code: range_of(header),
-                eh_frame: EhFrame::new(bytes(&eh_frame), NativeEndian),
+                eh_frame: section(bytes(&eh_frame)),
                 index: Some(index.clone()),
                 bases: bases.clone(),
             })
@@ -84,6 +84,12 @@ impl Module {
     pub fn function(&self, address: u64) -> Option<Range<u64>> {
         self.find(address).map(|fde| fde.initial_address()..fde.end_address())
     }
+}
+
+fn section(eh_frame: &'static [u8]) -> EhFrame<Bytes> {
+    let mut section = EhFrame::new(eh_frame, NativeEndian);
+    section.set_vendor(if cfg!(target_arch = "aarch64") { Vendor::AArch64 } else { Vendor::Default });
+    section
 }
 
 unsafe fn bytes(range: &Range<u64>) -> &'static [u8] {
@@ -124,6 +130,13 @@ impl EvaluationStorage<Bytes> for Fixed {
     type Result = [Piece<Bytes>; 1];
 }
 
+/// Where a thread is, or will return to, and its registers there.
+#[derive(Clone, Copy)]
+pub struct Registers {
+    pub at: u64,
+    pub general: General,
+}
+
 /// Walks stacks without allocating or locking.
 pub struct Walker<'a> {
     modules: Vec<Module>,
@@ -157,9 +170,9 @@ impl<'a> Walker<'a> {
         self.stack.len = 0; // the threads have run since it was filled
         let mut interrupted = true;
         for _ in 0..MAX_FRAMES {
-            let at = registers[RETURN_ADDRESS];
+            let at = registers.at;
             visit(at, !interrupted);
-            match self.step(&registers, if interrupted { at } else { at.wrapping_sub(1) }) {
+            match self.step(&registers, interrupted) {
                 Some(Step::Caller(caller, caller_interrupted)) => {
                     (registers, interrupted) = (caller, caller_interrupted);
                 }
@@ -167,49 +180,53 @@ impl<'a> Walker<'a> {
                 None => break,
             }
         }
-        let start = registers[STACK_POINTER];
+        let start = registers.general[STACK_POINTER];
         for word in 0..MAX_SCANNED_WORDS {
             match self.stack.read(start.wrapping_add(word * 8)) {
-                Some(value) => visit(value, true),
+                Some(value) => visit(code_address(value), true),
                 None => return,
             }
         }
     }
 
-    fn step(&mut self, registers: &Registers, address: u64) -> Option<Step> {
+    fn step(&mut self, registers: &Registers, interrupted: bool) -> Option<Step> {
+        let address = if interrupted { registers.at } else { registers.at.wrapping_sub(1) };
+        // An interrupted function may have its return address in the link register still; one that has made a call cannot.
+        let in_register = HAS_LINK_REGISTER && interrupted;
         let module = self.modules.iter().find(|module| module.code.contains(&address))?;
         let fde = module.find(address)?;
         let section = &module.eh_frame;
         let row = fde.unwind_info_for_address(section, &module.bases, &mut self.context, address).ok()?;
         let stack = &mut self.stack;
+        let general = &registers.general;
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {
-                registers.get(usize::from(register.0))?.wrapping_add_signed(*offset)
+                general.get(usize::from(register.0))?.wrapping_add_signed(*offset)
             }
-            CfaRule::Expression(expression) => evaluate(expression, &fde, section, registers, None, stack)?,
+            CfaRule::Expression(expression) => evaluate(expression, &fde, section, general, None, stack)?,
         };
-        let mut caller = *registers;
+        let mut caller = *general;
         caller[STACK_POINTER] = cfa;
         for (number, value) in caller.iter_mut().enumerate() {
             *value = match row.register(Register(number as u16)) {
-                RegisterRule::Undefined if number == RETURN_ADDRESS => return Some(Step::Outermost),
+                RegisterRule::Undefined if number == RETURN_ADDRESS && !in_register => return Some(Step::Outermost),
                 RegisterRule::Undefined | RegisterRule::SameValue => *value,
                 RegisterRule::Offset(offset) => stack.read(cfa.wrapping_add_signed(offset))?,
                 RegisterRule::ValOffset(offset) => cfa.wrapping_add_signed(offset),
-                RegisterRule::Register(other) => *registers.get(usize::from(other.0))?,
+                RegisterRule::Register(other) => *general.get(usize::from(other.0))?,
                 RegisterRule::Expression(expression) => {
-                    let at = evaluate(&expression, &fde, section, registers, Some(cfa), stack)?;
+                    let at = evaluate(&expression, &fde, section, general, Some(cfa), stack)?;
                     stack.read(at)?
                 }
                 RegisterRule::ValExpression(expression) => {
-                    evaluate(&expression, &fde, section, registers, Some(cfa), stack)?
+                    evaluate(&expression, &fde, section, general, Some(cfa), stack)?
                 }
                 _ => return None,
             };
         }
-        match caller[RETURN_ADDRESS] {
+        match code_address(caller[RETURN_ADDRESS]) {
             0 => Some(Step::Outermost),
-            _ => Some(Step::Caller(caller, fde.is_signal_trampoline())),
+            at => Some(Step::Caller(Registers { at, general: caller }, fde.is_signal_trampoline())),
         }
     }
 }
@@ -218,7 +235,7 @@ fn evaluate(
     expression: &UnwindExpression<usize>,
     fde: &Fde,
     section: &EhFrame<Bytes>,
-    registers: &Registers,
+    general: &General,
     initial: Option<u64>,
     stack: &mut Window,
 ) -> Option<u64> {
@@ -233,7 +250,7 @@ fn evaluate(
         result = match result {
             EvaluationResult::Complete => break,
             EvaluationResult::RequiresRegister { register, .. } => {
-                let value = *registers.get(usize::from(register.0))?;
+                let value = *general.get(usize::from(register.0))?;
                 evaluation.resume_with_register(Value::Generic(value)).ok()?
             }
             EvaluationResult::RequiresMemory { address, size: 8, .. } => {

@@ -1,7 +1,7 @@
 //! The messages, as docs/wire.md gives them.
 
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::borrow::Cow;
 
 pub const PROTOCOL: u32 = 1;
 pub const MAX_FRAME_BYTES: usize = 256 << 20;
@@ -15,53 +15,97 @@ pub struct Numbered {
 #[derive(Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum FromDaemon {
-    Challenge { protocol: u32, nonce: String },
-    Welcome { proof: String },
-    Reject { retry: bool },
+    Challenge {
+        protocol: u32,
+        nonce: String,
+    },
+    Welcome {
+        proof: String,
+    },
+    Reject {
+        retry: bool,
+    },
+    #[cfg(target_os = "linux")]
     Patch(Patch),
-    Undo { to: Option<String> },
+    Dylib(Dylib),
+    Undo {
+        to: Option<String>,
+    },
+}
+
+#[cfg(target_os = "linux")]
+pub use image::*;
+
+#[cfg(target_os = "linux")]
+mod image {
+    use super::Detour;
+    use serde::Deserialize;
+    use std::path::PathBuf;
+
+    #[derive(Deserialize)]
+    pub struct Patch {
+        pub patch: String,
+        pub build_id: String,
+        pub size: u64,
+        pub segments: Vec<Segment>,
+        pub imports: Vec<Import>,
+        pub eh_frame: Option<EhFrame>,
+        pub detours: Vec<Detour>,
+        pub thread_locals: Vec<ThreadLocal>,
+        pub elf: Option<PathBuf>,
+    }
+
+    #[derive(Deserialize)]
+    pub struct Segment {
+        pub addr: u64,
+        pub mem_size: u64,
+        pub offset: u64,
+        pub file_size: u64,
+        pub prot: Protection,
+    }
+
+    #[derive(Deserialize, Clone, Copy, PartialEq)]
+    #[serde(rename_all = "lowercase")]
+    pub enum Protection {
+        R,
+        Rw,
+        Rx,
+    }
+
+    #[derive(Deserialize)]
+    pub struct Import {
+        pub name: String,
+        pub slot: u64,
+    }
+
+    #[derive(Deserialize)]
+    pub struct EhFrame {
+        pub addr: u64,
+        pub size: u64,
+    }
+
+    #[derive(Deserialize)]
+    pub struct ThreadLocal {
+        pub offset: i64,
+        pub data: String,
+    }
 }
 
 #[derive(Deserialize)]
-pub struct Patch {
+pub struct Dylib {
     pub patch: String,
     pub build_id: String,
     pub size: u64,
-    pub segments: Vec<Segment>,
-    pub imports: Vec<Import>,
-    pub eh_frame: Option<EhFrame>,
-    pub detours: Vec<Detour>,
-    pub thread_locals: Vec<ThreadLocal>,
-    pub elf: Option<PathBuf>,
+    pub file_name: String,
+    pub url: Option<String>,
+    pub anchor: Anchor,
+    pub jumps: Vec<Detour>,
 }
 
 #[derive(Deserialize)]
-pub struct Segment {
+pub struct Anchor {
+    pub symbol: String,
     pub addr: u64,
-    pub mem_size: u64,
-    pub offset: u64,
-    pub file_size: u64,
-    pub prot: Protection,
-}
-
-#[derive(Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub enum Protection {
-    R,
-    Rw,
-    Rx,
-}
-
-#[derive(Deserialize)]
-pub struct Import {
-    pub name: String,
-    pub slot: u64,
-}
-
-#[derive(Deserialize)]
-pub struct EhFrame {
-    pub addr: u64,
-    pub size: u64,
 }
 
 #[derive(Deserialize)]
@@ -69,12 +113,6 @@ pub struct Detour {
     pub from: u64,
     pub to: u64,
     pub size: u64,
-}
-
-#[derive(Deserialize)]
-pub struct ThreadLocal {
-    pub offset: i64,
-    pub data: String,
 }
 
 #[derive(Serialize)]
@@ -105,16 +143,32 @@ pub struct Hello<'a> {
     pub protocol: u32,
     pub proof: String,
     pub nonce: &'a str,
+    pub pid: u32,
+    #[serde(flatten)]
+    pub program: Program<'a>,
+}
+
+#[derive(Serialize)]
+pub struct Program<'a> {
+    pub kind: Kind,
+    pub in_place: bool,
     pub instance: &'a str,
     pub build_id: &'a str,
-    pub pid: u32,
-    pub exe: &'a str,
+    pub exe: Cow<'a, str>,
     pub target: &'a str,
     pub slide: u64,
     pub region: Region,
     pub thread_locals: ThreadLocals,
     pub page_size: u64,
     pub patches: Vec<&'a str>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    #[cfg(target_os = "linux")]
+    Image,
+    Dylib,
 }
 
 #[derive(Serialize)]
@@ -167,7 +221,10 @@ pub enum Reason {
     BuildId,
     Address,
     Import,
+    Load,
+    #[cfg(any(target_os = "linux", windows))]
     Memory,
+    #[cfg(any(target_os = "linux", windows))]
     Park,
     Malformed,
     UnknownPatch,

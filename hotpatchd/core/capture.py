@@ -42,7 +42,8 @@ class Capture:
     """One compiled crate.
 
     `argv` is rustc's, without rustc itself and with `@file` arguments expanded; `env` is sorted by name;
-    `dep_info` and `link_line` are None where rustc wrote none.
+    `dep_info` and `link_line` are None where rustc wrote none; `tip_args` are the arguments at the end of `argv` that
+    the daemon had added.
     """
 
     rustc: str
@@ -53,6 +54,7 @@ class Capture:
     outputs: tuple[Output, ...]
     dep_info: str | None
     link_line: str | None
+    tip_args: tuple[str, ...] = ()
 
     @property
     def key(self) -> CaptureKey:
@@ -88,6 +90,14 @@ class Capture:
     def target(self) -> str | None:
         """The last `--target`: a triple, or the path of a JSON specification."""
         return next(reversed(argv_values(self.argv, "--target")), None)
+
+    @property
+    def triple(self) -> str:
+        """What it was compiled for, by name: a specification's stem, the compiler's own host without `--target`."""
+        if self.target is not None:
+            return os.path.basename(self.target).removesuffix(".json")
+        lines = self.toolchain.splitlines()
+        return next((line.removeprefix("host: ") for line in lines if line.startswith("host: ")), "")
 
     @property
     def is_test(self) -> bool:
@@ -219,6 +229,7 @@ def decode_capture(text: str, name: str) -> Capture:
             outputs=tuple(_output(output) for output in _checked(record, "outputs", list)),
             dep_info=_checked(record, "dep_info", str | None),
             link_line=_checked(record, "link_line", str | None),
+            tip_args=tuple(_strings(_checked(record, "tip_args", list))),
         )
     except _ShapeError as error:
         raise CaptureError(f"capture {name}: {error}") from error

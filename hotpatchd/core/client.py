@@ -9,7 +9,8 @@ from typing import Literal
 PROTOCOL = 1
 
 RejectReason = Literal["protocol", "token", "build_id", "malformed"]
-RefuseReason = Literal["hash", "build_id", "address", "import", "memory", "park", "malformed", "unknown_patch"]
+RefuseReason = Literal["hash", "build_id", "address", "import", "load", "memory", "park", "malformed", "unknown_patch"]
+PatchKind = Literal["image", "dylib"]
 Protection = Literal["r", "rw", "rx"]
 
 
@@ -36,7 +37,9 @@ class Hello:
     """A client's account of the program it lives in.
 
     `instance` differs for every process; `slide` is the run-time address minus the link-time address;
-    `patches` are the identities of the patches in force, oldest first.
+    `patches` are the identities of the patches in force, oldest first. `kind` is what the client takes, `Patch` or
+    `DylibPatch`; a client for dylibs has an empty region and no thread-local reserve. Where it is not `in_place`, the
+    program's code stays as it is, and only calls that the program makes through the client reach new functions.
     """
 
     instance: str
@@ -49,6 +52,8 @@ class Hello:
     thread_locals: ThreadLocalReserve
     page_size: int
     patches: tuple[str, ...]
+    kind: PatchKind = "image"
+    in_place: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +123,32 @@ class Patch:
     detours: tuple[Detour, ...]
     thread_locals: tuple[ThreadLocalImage, ...]
     elf: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """A symbol that a library exports, and its link-time address: they tell where the library was loaded."""
+
+    symbol: str
+    addr: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DylibPatch:
+    """A linked shared library as one client is to load it; `patch` is the SHA-256 of its `size` bytes, in hex.
+
+    In `jumps`, `from_addr` is a run-time address in the program and `to_addr` a link-time address in the library.
+    With `pull` the client fetches the bytes by HTTP; else they follow the message.
+    """
+
+    patch: str
+    edit: int
+    build_id: str
+    size: int
+    file_name: str
+    anchor: Anchor
+    jumps: tuple[Detour, ...]
+    pull: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

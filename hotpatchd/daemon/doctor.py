@@ -1,23 +1,27 @@
 """What on this machine and in this workspace will or will not work, and the fix."""
 
+import difflib
 import os
 import platform
 import re
 import shutil
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from hotpatchd.core.argv import codegen, parse_argv
 from hotpatchd.core.errors import ArgvError, BuildError, HotpatchdError
 from hotpatchd.core.linkplan import identify_linker
 from hotpatchd.core.selection import CargoSelection
+from hotpatchd.core.targets import SUPPORTED, ClientStart, PatchKind, TargetSupport, describe_target
+from hotpatchd.daemon.cargo_config import target_variable, user_linker, user_runner, user_rustflags
 from hotpatchd.daemon.fatbuild import Workspace, load_workspace
 from hotpatchd.daemon.lock import read_daemon
-from hotpatchd.daemon.program import client_for
+from hotpatchd.daemon.program import client_for, native_triple
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.supervisor import state_dir_of
 
@@ -26,6 +30,26 @@ MIN_RUSTC = (1, 77)
 
 MIN_FREE_BYTES = 1 << 30
 MIN_WATCHES = 8192
+
+_PATCHES: dict[PatchKind, str] = {
+    "image": "images, copied into the program",
+    "dylib": "shared libraries, which the program loads",
+}
+
+_CLIENTS: dict[ClientStart, str] = {
+    "preload": "preloaded when the program starts; the program needs no preparation",
+    "linked": "linked into the program by the build; the program needs no preparation",
+    "dependency": "a dependency of the program, which starts it: `hotpatch_client::start()`, or subsecond's devtools",
+}
+
+# Where rustc does not link with `cc`. Source: its target specifications, `linker`.
+_LINKERS: dict[str, str] = {"windows-gnu": "x86_64-w64-mingw32-gcc", "windows-msvc": "link.exe"}
+
+_RUNNERS: dict[str, str] = {
+    "linux": "an emulator such as `qemu-aarch64 -L /usr/aarch64-linux-gnu`",
+    "windows-gnu": "`wine`",
+    "windows-msvc": "`wine`",
+}
 
 _Check = dict[str, Any]
 
@@ -40,7 +64,11 @@ async def examine(selection: CargoSelection, cwd: Path, environ: Mapping[str, st
     Returns:
         Rows of `name`, `state` (`ok`, `warning`, `error`), `detail`, `fix`.
     """
-    checks = [_platform(), *_toolchain(environ), _linker(environ), await _client(environ), _watches()]
+    if selection.target is None or selection.target == native_triple():
+        machine = [_platform(), *_toolchain(environ), _linker(environ), await _client(environ)]
+    else:
+        machine = [*_toolchain(environ), *_target(selection.target, cwd, environ)]
+    checks = [*machine, _watches()]
     try:
         workspace = await load_workspace(selection, cwd=cwd, environ=environ)
     except HotpatchdError as error:
@@ -51,9 +79,9 @@ async def examine(selection: CargoSelection, cwd: Path, environ: Mapping[str, st
 
 def _platform() -> _Check:
     system, machine = platform.system(), platform.machine()
-    if (system, machine) == ("Linux", "x86_64"):
+    if system == "Linux" and describe_target(native_triple()).patch != "none":
         return _check("platform", "ok", f"{system} {machine}: programs are patched in place")
-    return _check("platform", "error", f"{system} {machine} is not supported yet", "use Linux on x86-64")
+    return _check("platform", "error", f"{system} {machine} is not supported", "use Linux on x86-64 or aarch64")
 
 
 def _answer(argv: list[str], environ: Mapping[str, str]) -> str | None:
@@ -94,6 +122,79 @@ def _linker(environ: Mapping[str, str]) -> _Check:
         return _check("linker", "ok", f"cc runs {identify_linker(version)} unless rustc chooses another")
     except ArgvError as error:
         return _check("linker", "warning", error.message, error.hint)
+
+
+def _target(triple: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[_Check]:
+    """What can be done for programs of another target, and whether what it takes is there."""
+    known = (_answer(["rustc", "--print", "target-list"], environ) or "").split()
+    if known and triple not in known:
+        near = difflib.get_close_matches(triple, known)
+        fix = f"did you mean {' or '.join(near)}?" if near else "`rustc --print target-list` names those that it knows"
+        yield _check("target", "error", f"rustc knows no target {triple}", fix)
+        return
+    flags = user_rustflags(triple, cwd=cwd, environ=environ)
+    settings = _answer(["rustc", "--print", "cfg", "--target", triple, *flags], environ) or ""
+    support = describe_target(triple, crt_static='target_feature="crt-static"' in settings)
+    if support.patch == "none":
+        yield _check("target", "error", support.reason, f"supported are {SUPPORTED}")
+        return
+    yield _check("target", "ok", f"{triple} ({support.env})" if support.env.startswith("musl") else triple)
+    if support.runs:
+        yield _check("tested", "ok", support.runs)
+    else:
+        yield _check("tested", "warning", "no program for this target has been patched yet")
+    yield _check("patches", "ok", f"{_PATCHES[support.patch]}: {support.reason}")
+    yield _check("client", "ok", _CLIENTS[support.client])
+    if support.limits:
+        yield _check("limits", "ok", "; ".join(support.limits))
+    yield _std(triple, environ)
+    yield _target_linker(support, flags, cwd, environ)
+    yield _runner(support, cwd, environ)
+
+
+def _std(triple: str, environ: Mapping[str, str]) -> _Check:
+    place = (_answer(["rustc", "--print", "target-libdir", "--target", triple], environ) or "").strip()
+    if place and any(Path(place).glob("libstd-*")):
+        return _check("std", "ok", place)
+    return _check(
+        "std", "error", f"the toolchain has no standard library for {triple}", f"`rustup target add {triple}`"
+    )
+
+
+def _is_native(support: TargetSupport) -> bool:
+    """Whether this machine's compiler makes, and its kernel runs, programs of the target."""
+    return (support.os, support.arch) == ("linux", platform.machine())
+
+
+def _target_linker(support: TargetSupport, flags: Sequence[str], cwd: Path, environ: Mapping[str, str]) -> _Check:
+    variable = target_variable(support.triple, "linker")
+    chosen = codegen(parse_argv(flags), "linker") or user_linker(support.triple, cwd=cwd, environ=environ)
+    if chosen is None and support.os not in _LINKERS and not _is_native(support):
+        return _check(
+            "linker",
+            "error",
+            f"none is set, and rustc would link with `cc`, which makes programs for Linux on {platform.machine()}",
+            f"install a cross compiler, and set {variable} to it",
+        )
+    linker = chosen or _LINKERS.get(support.os, "cc")
+    if shutil.which(linker, path=environ.get("PATH")) is None:
+        return _check("linker", "error", f"`{linker}` is not on PATH", f"install it, or set {variable} to another one")
+    return _check("linker", "ok", linker)
+
+
+def _runner(support: TargetSupport, cwd: Path, environ: Mapping[str, str]) -> _Check:
+    runner = user_runner(support.triple, cwd=cwd, environ=environ)
+    variable = target_variable(support.triple, "runner")
+    if runner:
+        if shutil.which(runner[0], path=environ.get("PATH")) is None:
+            return _check("runner", "error", f"`{runner[0]}` is not on PATH", f"install it, or change {variable}")
+        return _check("runner", "ok", " ".join(runner))
+    if _is_native(support):
+        return _check("runner", "ok", "none is needed")
+    if fix := _RUNNERS.get(support.os):
+        detail = f"none is set; without one this machine does not run programs for {support.triple}"
+        return _check("runner", "warning", detail, f"set {variable}, to {fix}")
+    return _check("runner", "warning", "this machine cannot run the program", "use `serve`, and start it elsewhere")
 
 
 def _watches() -> _Check:

@@ -6,16 +6,17 @@ import os
 import shlex
 import signal
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hotpatchd.core.capture import Capture, link_order, with_externs
+from hotpatchd.core.devtools import HOT_CALL_CRATES
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
+from hotpatchd.daemon.cargo_config import config_files, user_wrapper
 
 _SHIM = "hotpatchd_rustc_wrapper.py"
 _KILL_AFTER_S = 2.0
@@ -50,6 +51,7 @@ class Workspace:
         build_dir: where intermediate files go; cargo's default is the same.
         packages: all that can be edited.
         spills: whether such a package, or one that depends on such a package, is outside the workspace.
+        hot_call_crates: which of the crates for hot calls any package uses.
     """
 
     root: Path
@@ -57,6 +59,7 @@ class Workspace:
     build_dir: Path
     packages: tuple[Package, ...]
     spills: bool
+    hot_call_crates: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,7 @@ async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mappi
         node["id"] not in members and (node["id"] in local or not local.isdisjoint(node["dependencies"]))
         for node in record["resolve"]["nodes"]
     )
+    resolved = {node["id"] for node in record["resolve"]["nodes"]}
     target_dir = cwd / selection.target_dir if selection.target_dir else Path(record["target_directory"])
     build_dir = record.get("build_directory", record["target_directory"])
     return Workspace(
@@ -134,15 +138,23 @@ async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mappi
         build_dir=target_dir if build_dir == record["target_directory"] else Path(build_dir),
         packages=tuple(_package(package) for package in record["packages"] if package["id"] in local),
         spills=spills,
+        hot_call_crates=HOT_CALL_CRATES & {p["name"] for p in record["packages"] if p["id"] in resolved},
     )
 
 
 async def fat_build(
-    selection: CargoSelection, workspace: Workspace, state_dir: Path, *, cwd: Path, environ: Mapping[str, str]
+    selection: CargoSelection,
+    workspace: Workspace,
+    state_dir: Path,
+    *,
+    cwd: Path,
+    environ: Mapping[str, str],
+    tip_args: Sequence[str] = (),
 ) -> FatBuild:
     """Builds, and captures; cargo's own output and progress go to standard error.
 
-    A crate that cargo takes as fresh and that has no capture that can be used is compiled again, once.
+    A crate that cargo takes as fresh and that has no capture that can be used is compiled again, once; so is a tip
+    that was linked with other `tip_args`, of which cargo knows nothing.
 
     Args:
         selection: what to build.
@@ -150,6 +162,7 @@ async def fat_build(
         state_dir: where captures and the shim are kept.
         cwd: where cargo runs.
         environ: cargo's environment.
+        tip_args: arguments for rustc, besides cargo's, where the program itself is compiled and linked.
 
     Raises:
         BuildError: cargo fails (it has shown why), a crate cannot be captured, or not exactly one program results.
@@ -157,6 +170,8 @@ async def fat_build(
     store = CaptureStore(state_dir / "captures")
     args = ["build", "--message-format=json-render-diagnostics", *selection.cargo_args()]
     environ = _shim_environ(workspace, store.directory, install_shim(state_dir), cwd=cwd, environ=environ)
+    if tip_args:
+        environ["HOTPATCHD_TIP_ARGS"] = json.dumps(tip_args)
 
     async def build() -> tuple[_Report, CaptureListing]:
         # In a process group of its own, for cancelling to reach rustc and the linker. Ctrl-C on the terminal goes to
@@ -165,11 +180,11 @@ async def fat_build(
         return _report(messages, workspace), await asyncio.to_thread(store.load_all)
 
     report, listing = await build()
-    problems, missing = listing.problems, _missing(report, listing)
+    problems, missing = listing.problems, _missing(report, listing, tip_args)
     if missing:
         await asyncio.to_thread(_make_dirty, missing, workspace)
         report, listing = await build()
-    if still_missing := _missing(report, listing):
+    if still_missing := _missing(report, listing, tip_args):
         names = ", ".join(artifact.target for artifact in still_missing)
         package = still_missing[0].package.name
         raise BuildError(
@@ -222,40 +237,6 @@ def install_shim(state_dir: Path) -> Path:
         temporary.chmod(0o755)
         temporary.replace(shim)
     return shim
-
-
-def user_wrapper(
-    kind: Literal["rustc-wrapper", "rustc-workspace-wrapper"], *, cwd: Path, environ: Mapping[str, str]
-) -> str | None:
-    """The wrapper that the developer's own environment or cargo configuration sets; a path or a bare name.
-
-    Source: the cargo book, "Configuration": `build.rustc-wrapper`; an empty value switches it off.
-    """
-    variable = kind.replace("-", "_").upper()
-    for name in (variable, f"CARGO_BUILD_{variable}"):
-        if name in environ:
-            return _resolve_program(environ[name], cwd)
-    for file in _config_files(cwd, environ):
-        try:
-            value = tomllib.loads(file.read_text(encoding="utf-8")).get("build", {}).get(kind)
-        except (OSError, ValueError):
-            continue  # cargo reports it
-        if isinstance(value, str):
-            return _resolve_program(value, file.parents[1])
-    return None
-
-
-def _resolve_program(program: str, base: Path) -> str | None:
-    return (str(base / program) if "/" in program else program) or None
-
-
-def _config_files(cwd: Path, environ: Mapping[str, str]) -> Iterator[Path]:
-    """Cargo's configuration files that are there, the strongest first."""
-    home = Path(environ.get("CARGO_HOME") or Path(environ.get("HOME", "/")) / ".cargo")
-    for directory in [*(parent / ".cargo" for parent in (cwd, *cwd.parents)), home]:
-        for name in ("config", "config.toml"):
-            if (directory / name).is_file():
-                yield directory / name
 
 
 def _shim_environ(
@@ -369,8 +350,14 @@ def _pair(report: _Report, listing: CaptureListing) -> Iterator[tuple[_Artifact,
         yield artifact, next(found, None)
 
 
-def _missing(report: _Report, listing: CaptureListing) -> list[_Artifact]:
-    return [artifact for artifact, capture in _pair(report, listing) if capture is None]
+def _missing(report: _Report, listing: CaptureListing, tip_args: Sequence[str]) -> list[_Artifact]:
+    """The artifacts without a capture, and the tip where its capture is of a compile with other `tip_args`."""
+    tip = _choose_tip(report.artifacts)
+    return [
+        artifact
+        for artifact, capture in _pair(report, listing)
+        if capture is None or (artifact is tip and capture.tip_args != tuple(tip_args))
+    ]
 
 
 def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
@@ -424,7 +411,7 @@ def _full_build_files(
         for name in ("rust-toolchain", "rust-toolchain.toml"):
             if (directory / name).is_file():
                 files[directory / name] = "toolchain file"
-    files |= dict.fromkeys(_config_files(cwd, environ), "cargo configuration")
+    files |= dict.fromkeys(config_files(cwd, environ), "cargo configuration")
     for package, out_dir in out_dirs:
         if package in packages:
             files |= dict.fromkeys(_build_script_inputs(package, out_dir), "input of a build script")

@@ -10,11 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hotpatchd.core.errors import UsageError
+from hotpatchd.daemon.cargo_config import user_runner
 from hotpatchd.daemon.client_build import ensure_client
 from hotpatchd.daemon.report import Terminal
 
 GRACE_S = 3.0
 """How long a program may take to end before it is told again, more firmly."""
+
+
+def native_triple() -> str:
+    """The target triple of this machine's own programs."""
+    return f"{platform.machine()}-unknown-linux-gnu"
 
 
 async def client_for(target: str | None, environ: Mapping[str, str], terminal: Terminal) -> Path:
@@ -26,25 +32,59 @@ async def client_for(target: str | None, environ: Mapping[str, str], terminal: T
     rustc = shutil.which("rustc", path=environ.get("PATH"))
     if rustc is None:
         raise UsageError("rustc is not on PATH", hint="install Rust from https://rustup.rs")
-    triple = target or f"{platform.machine()}-unknown-linux-gnu"
+    triple = target or native_triple()
     with terminal.console.status("Building the client") as status:
         return await ensure_client(Path(rustc), triple, lambda line: status.update(f"Building the client: {line}"))
 
 
-def client_environ(environ: Mapping[str, str], client: Path, state_dir: Path, host: Path | None) -> dict[str, str]:
+def program_command(
+    executable: Path, args: Sequence[str], triple: str, *, cwd: Path, environ: Mapping[str, str]
+) -> tuple[str, ...]:
+    """The command that `cargo run` would run: the program, or the runner that is configured for its target.
+
+    Args:
+        executable: the program.
+        args: its arguments.
+        triple: its target.
+        cwd: where cargo runs.
+        environ: cargo's environment.
+    """
+    return (*user_runner(triple, cwd=cwd, environ=environ), str(executable), *args)
+
+
+def client_environ(
+    environ: Mapping[str, str], client: Path | None, state_dir: Path, host: Path | None, triple: str | None = None
+) -> dict[str, str]:
     """The environment in which a program starts with the client in it.
 
     Args:
         environ: the environment that it would have otherwise.
-        client: the client library.
+        client: the client library; None where it is linked into the program.
         state_dir: the daemon's directory.
         host: the program, if it is known; other programs that inherit the environment are then left alone.
+        triple: the program's target, if it is not this machine's.
+
+    Raises:
+        UsageError: the client's path cannot be given to an emulator.
     """
-    preload = " ".join(filter(None, [str(client), environ.get("LD_PRELOAD")]))
-    added = {"LD_PRELOAD": preload, "HOTPATCHD_STATE": str(state_dir)}
+    added = {"HOTPATCHD_STATE": str(state_dir)}
     if host is not None:
         added["HOTPATCHD_HOST"] = os.path.realpath(host)
+    if client is not None:
+        added |= _preload(environ, client, triple)
     return {**environ, **added}
+
+
+def _preload(environ: Mapping[str, str], client: Path, triple: str | None) -> dict[str, str]:
+    if triple is None or triple.partition("-")[0] == platform.machine():
+        return {"LD_PRELOAD": " ".join(filter(None, [str(client), environ.get("LD_PRELOAD")]))}
+    # The emulator must not load the client itself; it sets these variables for the program alone.
+    # Source: QEMU's user documentation, "Environment variables"; linux-user/main.c splits the value at commas.
+    if "," in str(client):
+        raise UsageError(
+            f"the path of the client has a comma: {client}", hint="set XDG_CACHE_HOME to another directory"
+        )
+    return {"QEMU_SET_ENV": ",".join(filter(None, [environ.get("QEMU_SET_ENV"), f"LD_PRELOAD={client}"]))}
 
 
 async def run_program(

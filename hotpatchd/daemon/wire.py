@@ -1,7 +1,7 @@
 """The codec of `docs/wire.md`: what the messages of clients and commands look like as JSON.
 
 Nothing else knows these shapes. The rest of the daemon uses the dataclasses of `hotpatchd.core.client`;
-`inward` and `patch_message` translate.
+`inward`, `patch_message` and `dylib_message` translate.
 """
 
 import hashlib
@@ -77,6 +77,19 @@ class PatchMessage(Message):
     elf: str | None
 
 
+class DylibMessage(Message):
+    """A patch library; its bytes are the binary frame after this one, or those at `url`."""
+
+    patch: Hex64
+    edit: int
+    build_id: str
+    size: Count
+    file_name: str
+    url: str | None
+    anchor: core.Anchor
+    jumps: tuple[DetourShape, ...]
+
+
 class UndoMessage(Message):
     """Take back every patch after `to`, or all."""
 
@@ -115,6 +128,8 @@ class HelloMessage(Message):
     thread_locals: ThreadLocalReserveShape
     page_size: Annotated[int, Meta(gt=0, lt=2**53)]
     patches: tuple[Hex64, ...]
+    kind: core.PatchKind = "image"
+    in_place: bool = True
 
 
 class OnStackShape(Struct, kw_only=True):
@@ -255,6 +270,21 @@ def patch_message(seq: int, patch: core.Patch) -> PatchMessage:
         detours=tuple(_convert(detour, DetourShape) for detour in patch.detours),
         thread_locals=patch.thread_locals,
         elf=patch.elf,
+    )
+
+
+def dylib_message(seq: int, patch: core.DylibPatch) -> DylibMessage:
+    """The message that announces a patch library."""
+    return DylibMessage(
+        seq=seq,
+        patch=patch.patch,
+        edit=patch.edit,
+        build_id=patch.build_id,
+        size=patch.size,
+        file_name=patch.file_name,
+        url=f"/patches/{patch.patch}" if patch.pull else None,
+        anchor=patch.anchor,
+        jumps=tuple(_convert(jump, DetourShape) for jump in patch.jumps),
     )
 
 

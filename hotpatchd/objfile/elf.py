@@ -15,7 +15,7 @@ from typing import NamedTuple
 from hotpatchd.core.errors import ObjectError
 
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
-EM_X86_64 = 62
+EM_X86_64, EM_AARCH64 = 62, 183
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 1, 2, 3, 4
 SHT_NOBITS, SHT_INIT_ARRAY, SHT_SYMTAB_SHNDX = 8, 14, 18

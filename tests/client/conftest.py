@@ -13,8 +13,9 @@ import pytest
 from hotpatchd.daemon.client_build import ensure_client
 from tests.client.fake_daemon import WAIT_S, FakeDaemon, Peer
 from tests.client.images import Image, build_image
+from tests.client.platform import X86_64_GNU, Platform
 
-TARGET = "x86_64-unknown-linux-gnu"
+TARGET = X86_64_GNU.target
 _PROGRAMS = Path(__file__).parent / "programs"
 
 
@@ -95,23 +96,30 @@ def _thread_name(task: Path) -> str:
 class Stage:
     """Where a test plays: state directory, programs with the client preloaded, patches."""
 
-    def __init__(self, state: Path, work: Path, library: Path, programs: dict[str, Path]) -> None:
-        self.state = state
+    def __init__(
+        self, directory: Path, library: Path, programs: dict[str, Path], platform: Platform = X86_64_GNU
+    ) -> None:
+        self.state = directory / "state"
         self.library = library
         self.programs = programs
-        self._work = work
+        self.platform = platform
+        self.runner = platform.runner
+        self._work = directory / "work"
         self._images = 0
+        for place in (self.state, self._work):
+            place.mkdir()
 
     def environment(self, path: Path) -> dict[str, str]:
         """The environment of a program that is to be patched."""
-        client = {"HOTPATCHD_STATE": str(self.state), "HOTPATCHD_HOST": str(path), "LD_PRELOAD": str(self.library)}
-        return {**os.environ, **client}
+        client = {"HOTPATCHD_STATE": str(self.state), "HOTPATCHD_HOST": str(path)}
+        return {**os.environ, **self.platform.variables, **client, **self.platform.preload(self.library)}
 
     @contextlib.asynccontextmanager
     async def running(self, name: str, *args: str, **environment: str) -> AsyncIterator[Program]:
         """Run a program; it ends with the block, and must not have ended before, nor printed errors."""
         path = self.programs[name]
         process = await asyncio.create_subprocess_exec(
+            *self.runner,
             path,
             *args,
             env={**self.environment(path), **environment},
@@ -141,7 +149,15 @@ class Stage:
         self._images += 1
         work = self._work / str(self._images)
         work.mkdir()
-        return build_image(source, hello=hello, host=program.path, detours=detours, work=work, next_addr=next_addr)
+        return build_image(
+            source,
+            hello=hello,
+            host=program.path,
+            detours=detours,
+            work=work,
+            next_addr=next_addr,
+            platform=self.platform,
+        )
 
     async def wait_for_syscall(self, program: Program, thread: str, syscall: str) -> None:
         """Wait until a thread of the program sits in a system call."""
@@ -158,6 +174,4 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path, client_library: Path, programs: dict[str, Path]) -> Stage:
     """A state directory without a daemon, and programs."""
-    for name in ("state", "work"):
-        (tmp_path / name).mkdir()
-    return Stage(tmp_path / "state", tmp_path / "work", client_library, programs)
+    return Stage(tmp_path, client_library, programs)

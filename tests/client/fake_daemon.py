@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
 
 WAIT_S = 20
 
@@ -70,8 +72,10 @@ class FakeDaemon:
     def __init__(self, state: Path) -> None:
         self.state = state
         self.token = secrets.token_hex(32)
+        self.url = ""
         self.arrivals: asyncio.Queue[Peer] = asyncio.Queue()
         self.handshakes: list[dict[str, str]] = []
+        self.files: dict[str, bytes] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -85,14 +89,25 @@ class FakeDaemon:
             await daemon.arrivals.put(Peer(socket))
             await socket.wait_closed()
 
-        async with serve(attend, "127.0.0.1", 0, compression=None, max_size=1 << 20) as server:
+        options: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "process_request": daemon._screen}
+        async with serve(attend, "127.0.0.1", 0, **options) as server:
             port = server.sockets[0].getsockname()[1]
-            url = f"ws://127.0.0.1:{port}/hotpatch/1"
-            content = {"schema": 1, "url": url, "token": daemon.token, "pid": 1}
+            daemon.url = f"ws://127.0.0.1:{port}/hotpatch/1"
+            content = {"schema": 1, "url": daemon.url, "token": daemon.token, "pid": 1}
             partial = state / "daemon.json.partial"
             partial.write_text(json.dumps(content))
             partial.rename(state / "daemon.json")
             yield daemon
+
+    def _screen(self, _: ServerConnection, request: Request) -> Response | None:
+        """Answer requests for files, to those who show the token."""
+        if not request.path.startswith("/patches/"):
+            return None
+        content = self.files.get(request.path)
+        if content is None or request.headers["Authorization"] != f"Bearer {self.token}":
+            return Response(404, "Not Found", Headers({"Connection": "close", "Content-Length": "0"}), b"")
+        headers = Headers({"Connection": "close", "Content-Length": str(len(content))})
+        return Response(200, "OK", headers, content)
 
     async def arrival(self) -> Peer:
         """The next client that connects."""

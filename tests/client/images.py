@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
+from tests.client.platform import X86_64_GNU, Platform
+
 _PAGE = 4096
 _TERMINATOR = '.section .eh_frame,"a",@progbits\n.long 0\n.section .note.GNU-stack,"",@progbits\n'
 _PROTECTIONS = {4: "r", 5: "rx", 6: "rw"}
@@ -67,7 +69,14 @@ class Image:
 
 
 def build_image(
-    source: str, *, hello: Mapping[str, Any], host: Path, detours: Mapping[str, str], work: Path, next_addr: int = 0
+    source: str,
+    *,
+    hello: Mapping[str, Any],
+    host: Path,
+    detours: Mapping[str, str],
+    work: Path,
+    next_addr: int = 0,
+    platform: Platform = X86_64_GNU,
 ) -> Image:
     """Compile and link `source` for the client that said `hello`.
 
@@ -81,18 +90,19 @@ def build_image(
         detours: names of functions of the host, and of those in the source that replace them.
         work: directory for the files; `patched.c` and `patched.elf` are kept for debuggers.
         next_addr: where the patch goes.
+        platform: what it is for.
     """
     slide: int = hello["slide"]
     symbols = read_symbols(host)
     (work / "patched.c").write_text(source)
     (work / "end.s").write_text(_TERMINATOR)
     for name in ("patched.c", "end.s"):
-        flags = ("-g", "-O1", "-fPIE", "-fno-stack-protector", "-fcf-protection=none", "-fexceptions")
-        subprocess.run(["gcc", "-c", *flags, name, "-o", f"{name}.o"], cwd=work, check=True)
+        flags = ("-g", "-O1", "-fPIE", "-fno-stack-protector", "-fexceptions")
+        subprocess.run([*platform.cc, "-c", *flags, name, "-o", f"{name}.o"], cwd=work, check=True)
     wanted = _undefined(work / "patched.c.o")
     subprocess.run(
-        ["ld", "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096", "-z", "separate-code", "-e", "0"]
-        + ["--no-warn-rwx-segments", f"-Ttext-segment={next_addr or hello['region']['next']:#x}"]
+        [platform.ld, "-static", "-nostdlib", "--build-id=none", "-z", "max-page-size=4096", "-z", "separate-code"]
+        + ["-e", "0", "--no-warn-rwx-segments", f"-Ttext-segment={next_addr or hello['region']['next']:#x}"]
         + [f"--defsym={name}={symbols[name].addr + slide:#x}" for name in wanted]
         + ["-o", "patched.elf", "patched.c.o", "end.s.o"],
         cwd=work,

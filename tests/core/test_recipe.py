@@ -70,6 +70,73 @@ def test_a_captured_bin_as_a_single_object() -> None:
     assert edited[:4] == ("--crate-name", "app_bin", "--edition=2021", "app/src/main.rs")
 
 
+def _spellings(option: str) -> list[list[str]]:
+    """The ways to give a codegen option."""
+    return [["-C", option], [f"-C{option}"], ["--codegen", option], [f"--codegen={option}"]]
+
+
+PLAIN = ["--crate-name", "app", "--edition=2021", "src/lib.rs", "-C", "metadata=1", "--cfg", "a"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--crate-type", kind] for kind in ("bin", "lib", "dylib", "cdylib", "staticlib")),
+        ["--crate-type=cdylib,staticlib,rlib"],
+        ["--crate-type", "lib", "--crate-type=cdylib"],
+        *(["--emit", "dep-info,metadata,link"], ["--emit=obj=/x/y.o"], ["--emit=link", "--emit", "asm"]),
+        *(["--out-dir", "/x"], ["--out-dir=/x"], ["-o", "x"], ["-ox"]),
+        *(
+            words
+            for option in ("incremental=/x", "codegen-units=16", "codegen_units=1")
+            for words in _spellings(option)
+        ),
+        *(words for option in ("opt-level=3", "opt_level=s", "opt-level=0") for words in _spellings(option)),
+        ["-O"],
+        *(["--error-format", "json"], ["--error-format=json"], ["--error-format=short"]),
+        *(["--json", "artifacts"], ["--json=diagnostic-rendered-ansi,artifacts,future-incompat"]),
+        ["--color=always"],
+        *(words for option in ("save-temps", "lto=fat", "linker-plugin-lto") for words in _spellings(option)),
+    ],
+    ids=" ".join,
+)
+def test_the_recipe_for_a_single_object_takes_out_every_spelling(words: list[str]) -> None:
+    """What it sets, or what would spoil the object, leaves no trace wherever it stood."""
+    expected = _single_object([*PLAIN, "-C", "debug-assertions=on"]).argv
+    assert _single_object([*PLAIN, "-C", "debug-assertions=on", *words]).argv == expected
+    assert _single_object([*words, *PLAIN, "-C", "debug-assertions=on"]).argv == expected
+    assert _single_object(expected).argv == expected
+
+
+def test_the_recipe_for_a_single_object_leaves_the_rest_verbatim() -> None:
+    """As it is spelled, and where it is; what is set comes once, at the end."""
+    rest = [
+        *("--crate-name", "app", "-g", "--codegen=debuginfo=1", "-Cpanic=abort", "--codegen", "metadata=1"),
+        *(
+            "--cfg",
+            'feature="x"',
+            "--extern=priv:a=/deps/liba.rlib",
+            "-Ldependency=/deps",
+            "-L",
+            "/n",
+            "--cap-lints=warn",
+        ),
+        *("--target", "aarch64-linux-android", "--sysroot=/s", "-Wunused", "-Zthreads=4", "src/lib.rs"),
+    ]
+    assert _single_object(rest).argv == (
+        *rest,
+        *(
+            "--crate-type=rlib",
+            "--emit=obj=/out/app.o",
+            "--out-dir=/out",
+            "-C",
+            "incremental=/inc",
+            "-C",
+            "opt-level=0",
+        ),
+    )
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", REBUILDABLE)
 def test_editing_an_edited_command_changes_nothing(name: str, recipe: Recipe) -> None:
@@ -357,7 +424,20 @@ def test_diagnostics_come_as_json_with_the_text_that_rustc_renders(workspace: Wo
     assert ("\x1b[" in first["rendered"]) == ansi
 
 
-@pytest.mark.parametrize("extra", [(), ("-C", "codegen-units=16"), ("-O",), ("-C", "lto=fat")], ids=" ".join)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("-C", "codegen-units=16"),
+        ("-Ccodegen_units=16",),
+        ("--codegen", "codegen-units=16"),
+        ("--codegen=codegen-units=16",),
+        ("-O",),
+        ("-C", "lto=fat"),
+        ("--crate-type", "cdylib"),
+    ],
+    ids=" ".join,
+)
 def test_a_library_comes_as_a_single_object(workspace: Workspace, extra: tuple[str, ...]) -> None:
     """One object, with every function in it, whatever was captured."""
     out = workspace.root / "single"

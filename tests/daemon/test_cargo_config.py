@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.daemon.cargo_config import user_runner, user_wrapper
+from hotpatchd.daemon.cargo_config import user_linker, user_runner, user_rustflags, user_wrapper
 
 
 def test_where_a_wrapper_is_found(tmp_path: Path) -> None:
@@ -50,6 +50,16 @@ class Settings:
         environ = {"HOME": str(self.root / "home"), **environ}
         return user_runner("aarch64-unknown-linux-gnu", cwd=self.cwd, environ=environ)
 
+    def linker(self, **environ: str) -> str | None:
+        """The linker of one target."""
+        environ = {"HOME": str(self.root / "home"), **environ}
+        return user_linker("aarch64-unknown-linux-gnu", cwd=self.cwd, environ=environ)
+
+    def rustflags(self, **environ: str) -> tuple[str, ...]:
+        """What rustc is told for one target."""
+        environ = {"HOME": str(self.root / "home"), **environ}
+        return user_rustflags("aarch64-unknown-linux-gnu", cwd=self.cwd, environ=environ)
+
 
 @pytest.fixture
 def cargo_settings(tmp_path: Path) -> Settings:
@@ -88,3 +98,26 @@ def test_without_a_setting_there_is_no_runner(cargo_settings: Settings) -> None:
     """The program is run by itself."""
     cargo_settings.write(here="[target]\naarch64-unknown-linux-gnu = 1", above="target = 2")
     assert cargo_settings.runner() == ()
+
+
+def test_a_linker_comes_from_the_environment_or_the_nearest_file(cargo_settings: Settings) -> None:
+    """A name stays a name, a relative path counts from where it is written."""
+    assert cargo_settings.linker() is None
+    table = "[target.aarch64-unknown-linux-gnu]\n"
+    cargo_settings.write(here="", above=table + "linker = 'tools/cc'")
+    assert cargo_settings.linker() == str(cargo_settings.root / "tools/cc")
+    assert cargo_settings.linker(CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER="cc-9") == "cc-9"
+
+
+def test_rustflags_come_from_the_strongest_source_alone(cargo_settings: Settings) -> None:
+    """Environment, then the target's, then those of all targets, as strings or lists."""
+    target = "[target.aarch64-unknown-linux-gnu]\nrustflags = ['-C', 'a b']\n"
+    cargo_settings.write(here="[build]\nrustflags = '--cfg x'", above="")
+    assert cargo_settings.rustflags() == ("--cfg", "x")
+    cargo_settings.write(here="[build]\nrustflags = '--cfg x'", above=target)
+    assert cargo_settings.rustflags() == ("-C", "a b")
+    variable = {"CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS": "-O"}
+    assert cargo_settings.rustflags(**variable) == ("-O",)
+    assert cargo_settings.rustflags(**variable, RUSTFLAGS="-g  -v") == ("-g", "-v")
+    assert cargo_settings.rustflags(RUSTFLAGS="-g", CARGO_ENCODED_RUSTFLAGS="--cfg\x1fa b") == ("--cfg", "a b")
+    assert cargo_settings.rustflags(RUSTFLAGS="") == ()

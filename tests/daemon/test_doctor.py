@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,12 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def examine(root: Path, environ: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+def examine(
+    root: Path, environ: Mapping[str, str] | None = None, target: str | None = None
+) -> dict[str, dict[str, Any]]:
     """The doctor's rows, by name."""
-    rows = asyncio.run(doctor.examine(CargoSelection(), root, os.environ if environ is None else environ))
+    selection = CargoSelection(target=target)
+    rows = asyncio.run(doctor.examine(selection, root, os.environ if environ is None else environ))
     found = {row["name"]: row for row in rows}
     assert len(found) == len(rows)
     return found
@@ -151,3 +155,107 @@ def test_a_directory_without_a_workspace_is_an_error_row(tmp_path: Path) -> None
     assert rows["workspace"]["state"] == "error"
     assert rows["rustc"]["state"] == "ok"
     assert "daemon" not in rows
+
+
+FOREIGN = "aarch64-unknown-linux-gnu"
+SETTING = "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU"
+
+
+@pytest.fixture
+def cross(tmp_path: Path) -> dict[str, str]:
+    """An environment with tools for another target: a compiler with its std, a linker and an emulator."""
+    std = tmp_path / "std"
+    std.mkdir()
+    (std / "libstd-0.rlib").touch()
+    tools = tmp_path / "tools"
+    rustc = shutil.which("rustc")
+    program(tools, "rustc", f'[ "$2" != target-libdir ] || {{ echo {std}; exit; }}\nexec {rustc} "$@"')
+    for name in ("cross-cc", "emulator"):
+        program(tools, name, "")
+    settings = {f"{SETTING}_LINKER": "cross-cc", f"{SETTING}_RUNNER": "emulator -L /root"}
+    return {**os.environ, **settings, "PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def test_a_target_for_which_everything_is_there(root: Path, cross: dict[str, str]) -> None:
+    """What concerns this machine's own programs only is left out."""
+    rows = examine(root, cross, FOREIGN)
+    assert {name: rows[name]["detail"] for name in ("target", "linker", "runner")} == {
+        "target": FOREIGN,
+        "linker": "cross-cc",
+        "runner": "emulator -L /root",
+    }
+    assert {row["state"] for row in rows.values()} == {"ok"}
+    assert "platform" not in rows
+
+
+def test_kinds_of_patch_and_client_are_told(root: Path, cross: dict[str, str]) -> None:
+    """With the reason, and what does not work."""
+    rows = examine(root, cross, FOREIGN)
+    assert "image" in rows["patches"]["detail"]
+    assert "preloaded" in rows["client"]["detail"]
+    assert "128 MiB" in rows["limits"]["detail"]
+    rows = examine(root, cross, "x86_64-pc-windows-gnu")
+    assert "shared libraries" in rows["patches"]["detail"]
+    assert "dependency" in rows["client"]["detail"]
+
+
+@pytest.mark.parametrize(("flags", "client"), [("", "linked into"), ("-C target-feature=-crt-static", "preloaded")])
+def test_musl_depends_on_how_libc_is_linked(root: Path, flags: str, client: str) -> None:
+    """Which rustc is asked, with the flags that it gets."""
+    environ = {**os.environ, "CARGO_TARGET_X86_64_UNKNOWN_LINUX_MUSL_RUSTFLAGS": flags}
+    assert client in examine(root, environ, "x86_64-unknown-linux-musl")["client"]["detail"]
+
+
+def test_tools_that_a_target_lacks_are_named(root: Path, cross: dict[str, str], tmp_path: Path) -> None:
+    """Each with what to install or set."""
+    (tmp_path / "std" / "libstd-0.rlib").unlink()
+    without = {name: value for name, value in cross.items() if not name.startswith(SETTING)}
+    rows = examine(root, without, FOREIGN)
+    assert [rows[name]["state"] for name in ("std", "linker", "runner")] == ["error", "error", "warning"]
+    assert rows["std"]["fix"] == f"`rustup target add {FOREIGN}`"
+    assert f"{SETTING}_LINKER" in rows["linker"]["fix"]
+    assert f"{SETTING}_RUNNER" in rows["runner"]["fix"]
+
+
+def test_tools_that_are_set_and_not_there_are_errors(root: Path, cross: dict[str, str]) -> None:
+    """By the name that was set."""
+    environ = {**cross, f"{SETTING}_LINKER": "absent-cc", f"{SETTING}_RUNNER": "absent-emulator -L /"}
+    rows = examine(root, environ, FOREIGN)
+    assert (rows["linker"]["state"], rows["runner"]["state"]) == ("error", "error")
+    assert "`absent-cc`" in rows["linker"]["detail"]
+    assert "`absent-emulator`" in rows["runner"]["detail"]
+
+
+def test_a_linker_among_the_flags_counts(root: Path, cross: dict[str, str]) -> None:
+    """It is stronger than the setting."""
+    environ = {**cross, f"{SETTING}_LINKER": "absent-cc", f"{SETTING}_RUSTFLAGS": "-C linker=cross-cc"}
+    assert examine(root, environ, FOREIGN)["linker"]["detail"] == "cross-cc"
+
+
+@pytest.mark.parametrize("triple", ["x86_64-apple-darwin", "x86_64-linux-android"])
+def test_the_same_processor_is_not_the_same_target(root: Path, triple: str) -> None:
+    """This machine's `cc` does not link for another system, nor does it run its programs."""
+    rows = examine(root, None, triple)
+    assert (rows["linker"]["state"], rows["runner"]["state"]) == ("error", "warning")
+
+
+def test_a_target_that_nobody_has_tried_is_a_warning(root: Path) -> None:
+    """It may work."""
+    assert examine(root, None, "aarch64-apple-darwin")["tested"]["state"] == "warning"
+
+
+@pytest.mark.parametrize(
+    ("triple", "detail", "fix"),
+    [
+        ("aarch64-apple-ios", "devices load signed code only", "simulator"),
+        ("riscv64gc-unknown-linux-gnu", "`riscv64gc-unknown-linux-gnu`", "aarch64"),
+        ("aarch64-linux-gnu", "knows no target aarch64-linux-gnu", "aarch64-unknown-linux-gnu"),
+        ("my/board.json", "knows no target", "target-list"),
+    ],
+)
+def test_a_target_without_support_is_an_error_with_the_reason(root: Path, triple: str, detail: str, fix: str) -> None:
+    """What is said of tools for it would be of no use."""
+    rows = examine(root, None, triple)
+    assert (rows["target"]["state"], detail in rows["target"]["detail"]) == ("error", True)
+    assert fix in rows["target"]["fix"]
+    assert rows.keys().isdisjoint({"std", "linker", "runner", "client"})

@@ -17,9 +17,11 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
+#ifdef __GLIBC__
 #include <linux/filter.h>
 #include <linux/seccomp.h>
-#include <unistd.h>
+#endif
 
 static atomic_long wrong;
 static atomic_long calls;
@@ -29,11 +31,13 @@ __attribute__((noinline, aligned(16))) int answer(int n) { return n + 1; }
 
 __attribute__((noinline, aligned(16))) int doubled(int n) { return n * 2; }
 
+#ifdef __x86_64__
 /* Calls within its first five bytes: a thread that waits in the callee returns to the middle of them. */
 __asm__(".text\n.balign 16\n.globl early_call\n.type early_call,@function\nearly_call:\n"
         ".cfi_startproc\npush %rax\n.cfi_def_cfa_offset 16\ncall *%rdi\npop %rax\n.cfi_def_cfa_offset 8\n"
         "ret\nnop\nnop\nnop\n.cfi_endproc\n.size early_call, .-early_call\n");
 void early_call(void (*function)(void));
+#endif
 
 /* Right answers never go down: patches are applied in order. */
 static void *busy(void *unused) {
@@ -82,6 +86,7 @@ __attribute__((noinline, aligned(16))) void *wait_for_byte(void *unused) {
     return unused;
 }
 
+#ifdef __GLIBC__
 /* Takes libc's place: what a thread that is held allocates has to wait. libc allocates when it starts a thread. */
 static __thread int held;
 void *__libc_calloc(size_t count, size_t size);
@@ -97,8 +102,12 @@ static void *held_starter(void *unused) {
     return unused;
 }
 
+#endif
+
+#ifdef __x86_64__
 static void wait_in_callee(void) { wait_for_byte(NULL); }
 static void *early_caller(void *unused) { early_call(wait_in_callee); return unused; }
+#endif
 
 static void *masked(void *raw) {
     sigset_t all;
@@ -121,6 +130,7 @@ static void start_named(const char *name, void *(*body)(void *), void *argument)
     pthread_setname_np(thread, name);
 }
 
+#ifdef __GLIBC__
 /* From now on no thread may use pwrite64, as on kernels that guard /proc/self/mem. */
 static int forbid_pwrite(void) {
     struct sock_filter filter[] = {
@@ -133,6 +143,7 @@ static int forbid_pwrite(void) {
     prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program);
 }
+#endif
 
 struct jit_entry { struct jit_entry *next, *previous; const void *symfile_addr; unsigned long symfile_size; };
 struct jit_descriptor { unsigned version, action; struct jit_entry *relevant, *first; };
@@ -173,17 +184,23 @@ __attribute__((noinline, aligned(16))) int serve(void) {
         } else if (!strcmp(command, "spawner")) {
             start_named("spawner", spawner, NULL);
             puts("1");
+#ifdef __GLIBC__
         } else if (!strcmp(command, "held starter")) {
             start_named("held", held_starter, NULL);
             puts("1");
+        } else if (!strcmp(command, "forbid pwrite")) {
+            printf("%d\n", forbid_pwrite());
+#endif
         } else if (!strncmp(command, "load ", 5)) {
             printf("%d\n", dlopen(command + 5, RTLD_NOW) != NULL);
         } else if (!strcmp(command, "waiter")) {
             start_named("waiter", wait_for_byte, NULL);
             puts("1");
+#ifdef __x86_64__
         } else if (!strcmp(command, "early caller")) {
             start_named("early", early_caller, NULL);
             puts("1");
+#endif
         } else if (!strcmp(command, "masked")) {
             start_named("masked", masked, NULL);
             puts("1");
@@ -192,8 +209,6 @@ __attribute__((noinline, aligned(16))) int serve(void) {
             puts("1");
         } else if (!strcmp(command, "free")) {
             printf("%zd\n", write(pipe_ends[1], "x", 1));
-        } else if (!strcmp(command, "forbid pwrite")) {
-            printf("%d\n", forbid_pwrite());
         } else if (!strcmp(command, "close all")) {
             int closed = 0;
             for (int fd = 3; fd < 1024; fd++) closed += fd != pipe_ends[0] && fd != pipe_ends[1] && close(fd) == 0;
