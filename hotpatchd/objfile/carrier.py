@@ -20,7 +20,6 @@ _WORD = struct.Struct("<Q")
 _WORDS_OF_HEADER = 12
 _PROTECTION: Mapping[Protection, int] = {"r": 1, "rw": 3, "rx": 5}
 _REGISTER_FRAME = "__register_frame"
-_STV_HIDDEN = 2
 _R_AARCH64_ABS64, _R_AARCH64_ADR_PREL_PG_HI21, _R_AARCH64_LDST64_ABS_LO12_NC = 257, 275, 286
 
 
@@ -118,8 +117,8 @@ def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: int, pa
     table_section = out.section(".data.carried", table, flags=elf.SHF_ALLOC | elf.SHF_WRITE)
     code = b"".join(abi.thunk.ljust(abi.stride, b"\0") for _ in thunks) or abi.thunk
     thunk_section = out.section(".text.carried", code, flags=elf.SHF_ALLOC | elf.SHF_EXECINSTR, align=16)
-    image = out.define("hotpatch_image", image_section, 0, visibility=_STV_HIDDEN)
-    carried_symbol = out.define("hotpatch_carried", table_section, 0, visibility=_STV_HIDDEN)
+    image = out.define("hotpatch_image", image_section, 0, visibility=elf.STV_HIDDEN)
+    carried_symbol = out.define("hotpatch_carried", table_section, 0, visibility=elf.STV_HIDDEN)
     out.define("main", thunk_section, 0, type=elf.STT_FUNC, size=len(code))
     pointers = ((2, image, 0), (3, carried_symbol, segments_at), (5, carried_symbol, imports_at))
     tables = ((9, carried_symbol, slots_at), (10, carried_symbol, targets_at))

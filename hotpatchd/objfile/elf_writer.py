@@ -44,14 +44,22 @@ class ObjectWriter:
         return len(self._sections) - 1
 
     def define(
-        self, name: str, section: int, value: int, *, type: int = elf.STT_NOTYPE, size: int = 0, visibility: int = 0
+        self,
+        name: str,
+        section: int,
+        value: int,
+        *,
+        type: int = elf.STT_NOTYPE,
+        size: int = 0,
+        weak: bool = False,
+        visibility: int = elf.STV_DEFAULT,
     ) -> int:
-        """Add a global symbol; `section` may be `elf.SHN_ABS`."""
-        return self._symbol(name, elf.STB_GLOBAL, type, visibility, section, value, size)
+        """Add a global or weak symbol; `section` may be `elf.SHN_ABS`."""
+        return self._symbol(name, _bind(weak), type, visibility, section, value, size)
 
     def undefined(self, name: str, *, weak: bool = False) -> int:
         """Add a symbol that others define."""
-        return self._symbol(name, elf.STB_WEAK if weak else elf.STB_GLOBAL, elf.STT_NOTYPE, 0, elf.SHN_UNDEF, 0, 0)
+        return self._symbol(name, _bind(weak), elf.STT_NOTYPE, elf.STV_DEFAULT, elf.SHN_UNDEF, 0, 0)
 
     def _symbol(self, name: str, bind: int, type: int, visibility: int, section: int, value: int, size: int) -> int:
         self._symbols += elf.SYM.pack(len(self._strings), bind << 4 | type, visibility, section, value, size)
@@ -103,6 +111,10 @@ class ObjectWriter:
             *(elf.SHDR.size, len(sections), len(sections) - 1),
         )
         return bytes(body + headers)
+
+
+def _bind(weak: bool) -> int:
+    return elf.STB_WEAK if weak else elf.STB_GLOBAL
 
 
 def _string_table(names: Iterable[str]) -> tuple[bytes, list[int]]:
