@@ -18,6 +18,7 @@ from hotpatchd.core.linkedit import COMMON_DROPPED, Dropped, KeptWords, edit_wor
 from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
+    link_inputs,
     linker_flavour,
     program_words,
     quote_windows,
@@ -140,7 +141,9 @@ DROPPED = (
     *rows("calls inside the patch go to its own functions", "-Bsymbolic-functions -Bsymbolic-non-weak-functions"),
     *rows(_LAYOUT, "--image-base -Ttext -image_base -pagezero_size", "-T --script -order_file --stack --heap"),
     *rows("it lists objects of the program", "", "-filelist"),
-    *rows("functions with the same code must stay apart", "--icf=all -deduplicate"),
+    *rows("it names the program's own functions", "", "-alias"),
+    *rows("it belongs to the program's file", "", "-sectcreate"),
+    *rows("functions with the same code must stay apart", "-deduplicate"),
     *rows("chained fixups and symbols looked up at run time exclude each other", "-fixup_chains"),
     *rows(_SET, "--no-eh-frame-hdr"),
     *rows(_BESIDE, "", "-map -dependency_info -object_path_lto"),
@@ -326,7 +329,7 @@ def plan_dylib_link(
     """Plan the link of a patch library.
 
     Args:
-        line: the captured command.
+        line: the captured command, its response files put in their place (`expand_response_files`).
         target: the target triple that it links for.
         objects: paths, the stub last.
         output: path of the library.
@@ -337,13 +340,16 @@ def plan_dylib_link(
         on_macos: whether the command is run there, where libraries can be signed.
 
     Raises:
-        ArgvError: programs of this target, or this one, cannot load libraries.
+        ArgvError: programs of this target, or this one, cannot load libraries; the command is not one for the target.
     """
     system = library_os(target)
     flavour = linker_flavour(line)
     msvc = flavour == "msvc-link"
     if msvc != (system == "windows-msvc"):
         raise ArgvError(f"`{line.driver}` does not look like a linker for `{target}`")
+    for item in link_inputs(line):
+        if item.kind is InputKind.FILE and item.words[0].startswith("@"):
+            raise ArgvError(f"the response file `{item.words[0][1:]}` of the linker command was not read")
     direct = flavour != "driver"
     added = _rows_for(line, system, direct=direct, exports=exports)
     kept, dropped = edit_words(

@@ -13,7 +13,7 @@ from hotpatchd.core.linkline import InputKind, LinkInput, LinkLine, classify, co
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """A row of a table: how a flag begins, whether a separate value may follow, and why it goes."""
+    """A row of a table: how a flag begins, whether separate values may follow, and why it goes."""
 
     flag: str
     takes_value: bool
@@ -92,7 +92,8 @@ def edit_words(
         name = flag_name(word, msvc=msvc)
         row = by_flag.get(name) or next((by_flag[p] for p in _PREFIXES if p in by_flag and name.startswith(p)), None)
         if row is not None:
-            group = (word, *values(at, int(row.takes_value and word == row.flag)))
+            count = max(1, count_values(word)) if row.takes_value and word == row.flag else 0
+            group = (word, *values(at, count))
             dropped.append((" ".join(group), row.reason))
             continue
         group = (word, *values(at, 0 if msvc else count_values(word)))

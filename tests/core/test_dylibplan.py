@@ -355,6 +355,23 @@ def test_a_linker_for_another_system_is_an_error(driver: str, target: str) -> No
         _plan(_line("", driver), target)
 
 
+def test_a_response_file_must_have_been_read() -> None:
+    """What is in it would be lost without a word."""
+    with pytest.raises(ArgvError, match="`args`"):
+        _plan(_line("-m64 @args"))
+    assert _plan(_line("-Wl,-rpath,@loader_path -rpath @executable_path"), MACOS).argv
+
+
+def test_flags_go_with_all_their_values() -> None:
+    """Some have two or three."""
+    assert _kept("-Wl,-sectcreate,__TEXT,__info_plist,Info.plist -lm -Wl,-alias,_a,_b", target=MACOS) == ["-lm"]
+
+
+def test_a_value_for_the_linker_is_not_looked_for_among_the_drivers_words() -> None:
+    """Whatever stands between a flag and its value."""
+    assert _kept("-Wl,-soname -lm -Wl,libapp.so") == ["-lm"]
+
+
 def test_gnu_ld_is_replaced() -> None:
     """By the linker of the Rust toolchain, or an installed one; others stay."""
     both = {"ld.lld": "/usr/bin/ld.lld", "mold": "/usr/bin/mold"}
