@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hotpatchd import __version__
+from hotpatchd.core.client import PatchKind
 from hotpatchd.core.devtools import Protocol, devtools_environ
 from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.selection import CargoSelection
@@ -333,11 +334,12 @@ def undo(count: int, manifest_path: str | None, target_dir: str | None, as_json:
 @_selection_options
 @_json_option
 @click.option("--recipe", type=click.Choice(["cgu", "single-object"]), default="cgu", help="How objects are made.")
+@click.option("--kind", type=click.Choice(get_args(PatchKind)), default="image", help="What is linked of them.")
 @click.argument("crate")
-def explain(crate: str, recipe: Recipe, as_json: bool, **given: Any) -> None:
+def explain(crate: str, recipe: Recipe, kind: PatchKind, as_json: bool, **given: Any) -> None:
     """Show how CRATE was compiled, how it is compiled again, and how a patch is linked."""
     workspace = _workspace(_selection(given))
-    result = explain_crate(workspace, state_dir_of(workspace), crate, recipe)
+    result = explain_crate(workspace, state_dir_of(workspace), crate, recipe, kind)
     if as_json:
         _print_json(result)
         return
@@ -352,7 +354,11 @@ def explain(crate: str, recipe: Recipe, as_json: bool, **given: Any) -> None:
         if result[key]:
             console.print(f"\n[bold cyan]{title}[/]")
             console.print(" ".join(result[key]), markup=False)
-    for title, key in (("edits of the command", "edits"), ("dropped from the link", "link_dropped")):
+    for title, key in (
+        ("edits of the command", "edits"),
+        ("dropped from the link", "link_dropped"),
+        ("added to the link", "link_added"),
+    ):
         if result[key]:
             console.print(f"\n[bold cyan]{title}[/]")
             for row in result[key]:

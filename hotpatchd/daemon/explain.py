@@ -4,16 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from hotpatchd.core.capture import link_order
+from hotpatchd.core.client import PatchKind
+from hotpatchd.core.dylibplan import DylibPlan, plan_dylib_link
 from hotpatchd.core.errors import UsageError
 from hotpatchd.core.linkline import parse_link_line
-from hotpatchd.core.linkplan import plan_image_link
+from hotpatchd.core.linkplan import LinkPlan, plan_image_link
 from hotpatchd.core.recipe import find_refusal
 from hotpatchd.core.thinplan import Recipe, plan_thin_crates
 from hotpatchd.daemon.capture_store import CaptureStore
 from hotpatchd.daemon.fatbuild import Workspace
 
 
-def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Recipe) -> dict[str, Any]:
+def explain_crate(
+    workspace: Workspace, state_dir: Path, crate: str, recipe: Recipe, kind: PatchKind = "image"
+) -> dict[str, Any]:
     """Put captured and edited commands side by side.
 
     Args:
@@ -21,13 +25,16 @@ def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Rec
         state_dir: the daemon's directory.
         crate: name of a package, binary, example or library.
         recipe: how objects are made.
+        kind: what is linked of them.
 
     Returns:
         Plain JSON values: `crate`, `rustc`, `cwd`, `env`, `argv`, `edited_argv`, `edits` (rows of `flag`, `action`,
-        `reason`), and for a linked crate `link_argv`, `link_plan`, `link_dropped`.
+        `reason`), and for a linked crate `link_argv`, `link_plan`, `link_dropped`, `link_added` (rows of `flag`,
+        `reason`).
 
     Raises:
         UsageError: there is no usable capture of the crate.
+        ArgvError: programs of its target load no libraries.
     """
     listing = CaptureStore(state_dir / "captures").load_all()
     name = crate.replace("-", "_")
@@ -57,13 +64,20 @@ def explain_crate(workspace: Workspace, state_dir: Path, crate: str, recipe: Rec
         "link_argv": None,
         "link_plan": None,
         "link_dropped": None,
+        "link_added": None,
     }
     if capture.link_line:
         line = parse_link_line(capture.link_line)
-        plan = plan_image_link(
-            line, linker="lld", objects=["OBJECTS", "STUB"], output="PATCH", base_addr=0, keep=["FUNCTION"]
-        )
+        objects = ["OBJECTS", "STUB"]
+        added: tuple[tuple[str, str], ...] = ()
+        plan: LinkPlan | DylibPlan
+        if kind == "image":
+            plan = plan_image_link(line, linker="lld", objects=objects, output="PATCH", base_addr=0, keep=["FUNCTION"])
+        else:
+            plan = plan_dylib_link(line, target=capture.triple, objects=objects, output="PATCH", exports=["main"])
+            added = plan.added
         explained["link_argv"] = list(line.argv)
         explained["link_plan"] = [*plan.argv, *plan.response.split()]
         explained["link_dropped"] = [{"flag": flag, "reason": reason} for flag, reason in plan.dropped]
+        explained["link_added"] = [{"flag": flag, "reason": reason} for flag, reason in added]
     return explained

@@ -46,6 +46,15 @@ def test_a_binary_is_shown_with_its_link(built: tuple[Project, FatBuild]) -> Non
     assert any(row["flag"].endswith(".rlib") or "archive" in row["reason"] for row in explained["link_dropped"])
 
 
+def test_a_patch_library_is_shown_with_what_it_adds(built: tuple[Project, FatBuild]) -> None:
+    """For programs that load patches the same captured command is edited in another way."""
+    project, build = built
+    explained = explain_crate(build.workspace, project.state_dir, "my-app", "cgu", "dylib")
+    assert "-shared" in explained["link_plan"]
+    assert {"flag": "-Bsymbolic", "reason": explained["link_added"][2]["reason"]} in explained["link_added"]
+    assert all(row["flag"] and row["reason"] for row in explained["link_added"])
+
+
 def test_every_edit_has_its_reason(built: tuple[Project, FatBuild]) -> None:
     """Rows say what became of a flag and why."""
     project, build = built
