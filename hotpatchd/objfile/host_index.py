@@ -268,7 +268,7 @@ def build_id_of(path: Path) -> str:
             for section in ELFFile(file).iter_sections("SHT_NOTE"):
                 assert isinstance(section, NoteSection)
                 for note in section.iter_notes():
-                    if note["n_type"] == "NT_GNU_BUILD_ID":
+                    if note["n_type"] == "NT_GNU_BUILD_ID" and note["n_name"] == "GNU":
                         return str(note["n_desc"])
             file.seek(0)
             return "sha256-" + hashlib.file_digest(file, "sha256").hexdigest()
