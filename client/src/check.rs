@@ -8,7 +8,6 @@ use crate::memory::{pages, SLOT_SIZE};
 use crate::unwind::{check_eh_frame, contains};
 use crate::wire::{Patch, Protection, Reason, Refusal};
 use sha2::{Digest, Sha256};
-use std::ffi::CString;
 use std::ops::Range;
 
 /// What has to be done for a patch that may be applied.
@@ -118,16 +117,30 @@ fn resolve_imports(patch: &Patch) -> Result<Vec<(u64, u64)>, Refusal> {
             let detail = format!("the slot of {} at {:#x} is in no data segment", import.name, import.slot);
             return Err(Reason::Address.because(detail));
         }
-        let found = CString::new(&*import.name)
-            .map(|name| unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as u64)
-            .unwrap_or(0);
-        if found == 0 {
-            let detail = format!("no loaded library has the symbol {}", import.name);
+        let Some(found) = look_up(&import.name) else {
+            let detail = match cfg!(feature = "linked") {
+                true => format!("a static program looks nothing up by name, and so not {}", import.name),
+                false => format!("no loaded library has the symbol {}", import.name),
+            };
             return Err(Refusal { symbol: Some(import.name.clone()), ..Reason::Import.because(detail) });
-        }
+        };
         slots.push((import.slot, found));
     }
     Ok(slots)
+}
+
+#[cfg(feature = "linked")]
+fn look_up(_name: &str) -> Option<u64> {
+    None
+}
+
+#[cfg(not(feature = "linked"))]
+fn look_up(name: &str) -> Option<u64> {
+    let name = std::ffi::CString::new(name).ok()?;
+    match unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as u64 {
+        0 => None,
+        found => Some(found),
+    }
 }
 
 fn find_eh_frame(patch: &Patch, bytes: &[u8], code: &[Range<u64>]) -> Result<Option<Range<u64>>, Refusal> {

@@ -19,6 +19,8 @@ use std::{fs, io, process, ptr, slice, thread};
 const ATTEMPTS: u32 = 8;
 /// Attempts that find a thread starting another, which takes it less than a millisecond.
 const ATTEMPTS_WHILE_STARTING: u32 = 256;
+/// Size of the function that starts threads, where no table tells it: musl has none, and 1.8 KiB for x86-64.
+const THREAD_START_SIZE: u64 = 2048;
 const FIRST_LIMIT: Duration = Duration::from_millis(50);
 
 pub struct Engine {
@@ -31,6 +33,8 @@ pub struct Engine {
     patches: Vec<InForce>,
     /// Every body that each detoured function has had, the host's first; taken back ones too, since threads may run them.
     bodies: BTreeMap<u64, Vec<Range<u64>>>,
+    /// Bodies that patches merely lead on to, by the address of the jump that does.
+    far_bodies: BTreeMap<u64, Range<u64>>,
     /// Executable segments and unwind tables of all patches ever applied: they stay mapped.
     code: Vec<Range<u64>>,
     tables: Vec<Module>,
@@ -86,6 +90,7 @@ impl Engine {
             reserve,
             patches: Vec::new(),
             bodies: BTreeMap::new(),
+            far_bodies: BTreeMap::new(),
             code: Vec::new(),
             tables: Vec::new(),
             memory: Memory::open()?,
@@ -159,7 +164,8 @@ impl Engine {
         })?;
         for jump in &plan.detours {
             let mut bodies = self.bodies_of(&jump.from);
-            bodies.extend(self.tables.iter().chain(&tables).find_map(|table| table.function(jump.to)));
+            let far_body = self.far_bodies.get(&jump.to).cloned();
+            bodies.extend(far_body.or_else(|| self.tables.iter().chain(&tables).find_map(|t| t.function(jump.to))));
             self.bodies.insert(jump.from.start, bodies);
         }
         let detours = plan.detours.iter().zip(&changes).map(|(jump, change)| Undoable {
@@ -172,6 +178,11 @@ impl Engine {
         self.tables.extend(tables);
         self.next = plan.next;
         Ok(rewritten)
+    }
+
+    /// Says that there is to be nothing at `jump` but a jump to the start of `body`.
+    pub fn leads_on(&mut self, jump: u64, body: Range<u64>) {
+        self.far_bodies.insert(jump, body);
     }
 
     fn bodies_of(&self, function: &Range<u64>) -> Vec<Range<u64>> {
@@ -190,6 +201,7 @@ impl Engine {
         if self.memory.read(from, &mut overwritten) != DETOUR_LEN {
             return Err(Reason::Memory.because(format!("cannot read the code at {from:#x}")));
         }
+        let target = self.far_bodies.get(&target).map_or(target, |body| body.start);
         let old_bodies = bodies.into_iter().filter(|body| body.start != target).collect();
         Ok(Change { from, code, overwritten, old_bodies })
     }
@@ -318,16 +330,19 @@ fn rewrite_once(
 ) -> Result<Rewritten, Hindrance> {
     let mut tids: Vec<pid_t> = Vec::with_capacity(parking.capacity());
     let mut running: Vec<(usize, pid_t)> = Vec::with_capacity(parking.capacity() * changes.len());
-    let thread_start = locals.and_then(|locals| walker.function(locals.thread_start())).unwrap_or_default();
+    let thread_start = locals.map_or(0..0, |locals| {
+        let start = locals.thread_start();
+        walker.function(start).unwrap_or(start..start + THREAD_START_SIZE)
+    });
     let begun = Instant::now();
 
     // From here until the threads are released: no allocation, no lock, no panic.
     let parked = parking.park(limit).map_err(Hindrance::Stuck)?;
-    for (tid, registers) in parked.threads() {
+    for (tid, thread_pointer, registers) in parked.threads() {
         let seen = running.len();
         let mut inside = None;
         let mut starting = false;
-        walker.walk(registers, |at, returns| {
+        walker.walk(registers, thread_pointer, |at, returns| {
             let within = at.wrapping_sub(u64::from(returns));
             starting |= thread_start.contains(&within);
             for (number, change) in changes.iter().enumerate() {

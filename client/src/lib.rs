@@ -3,7 +3,7 @@
 //! On Linux it starts by itself when it is preloaded or linked in; elsewhere the program calls [`start`]. It lives in one
 //! background thread and keeps out of the program's way: it never prints, and without a daemon it waits. What a program on
 //! Linux can notice: one more thread, which takes no signals and has a table of file descriptors of its own; 128 MiB of
-//! reserved address space; 4 KiB of each thread's stack for thread-locals; while a patch is applied,
+//! reserved address space (on aarch64 less); 4 KiB of each thread's stack for thread-locals; while a patch is applied,
 //! all threads stand still for a moment, and system calls that are not restarted after a signal (`poll`, `nanosleep`) end early
 //! with `EINTR`, as they may at any time.
 

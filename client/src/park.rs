@@ -202,11 +202,11 @@ pub struct Parked<'a> {
 }
 
 impl Parked<'_> {
-    /// Thread ids, and the registers with which the threads will go on.
-    pub fn threads(&self) -> impl Iterator<Item = (pid_t, Registers)> + '_ {
+    /// Thread ids and thread pointers, and the registers with which the threads will go on.
+    pub fn threads(&self) -> impl Iterator<Item = (pid_t, u64, Registers)> + '_ {
         self.occupied().map(|seat| {
             let (at, general) = unsafe { registers(seat.context.load(SeqCst)) };
-            (seat.tid, Registers { at, general })
+            (seat.tid, seat.thread_pointer.load(SeqCst), Registers { at, general })
         })
     }
 

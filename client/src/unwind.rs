@@ -165,8 +165,9 @@ impl<'a> Walker<'a> {
     /// Calls `visit` with each address at which the thread is or to which it will return, and whether it is one that
     /// a call will return to.
     ///
-    /// Where the tables end too early, every word further up the stack counts as an address to return to.
-    pub fn walk(&mut self, mut registers: Registers, mut visit: impl FnMut(u64, bool)) {
+    /// Where the tables end too early, every word further up the stack counts as an address to return to. The stack of a
+    /// thread that libc has started ends below its thread pointer; beyond are other threads' stacks.
+    pub fn walk(&mut self, mut registers: Registers, thread_pointer: u64, mut visit: impl FnMut(u64, bool)) {
         self.stack.len = 0; // the threads have run since it was filled
         let mut interrupted = true;
         for _ in 0..MAX_FRAMES {
@@ -181,7 +182,11 @@ impl<'a> Walker<'a> {
             }
         }
         let start = registers.general[STACK_POINTER];
-        for word in 0..MAX_SCANNED_WORDS {
+        let words = match thread_pointer.checked_sub(start) {
+            Some(size) => MAX_SCANNED_WORDS.min(size / 8),
+            None => MAX_SCANNED_WORDS,
+        };
+        for word in 0..words {
             match self.stack.read(start.wrapping_add(word * 8)) {
                 Some(value) => visit(code_address(value), true),
                 None => return,

@@ -11,12 +11,13 @@ from hotpatchd.core.demangle import demangle
 
 
 def is_hot_call(symbol: str) -> bool:
-    """Whether a function is what a hot call of the `subsecond` crate enters.
+    """Whether a function is what a hot call enters: of the `subsecond` crate, or of this project's client.
 
-    Source: `subsecond::HotFunction::call_it`, implemented for closures and functions
+    Source: `subsecond::HotFunction::call_it`, implemented for closures and functions; `client/src/jump.rs`
     """
     name = demangle(symbol)
-    return "subsecond::HotFunction" in name and name.endswith("::call_it")
+    is_of_subsecond = "subsecond::HotFunction" in name and name.endswith("::call_it")
+    return is_of_subsecond or name.startswith("hotpatch_client::jump::enter")
 
 
 def find_leading(

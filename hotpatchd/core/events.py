@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
-NoteName = Literal["on_stack", "initialiser_kept", "inlined_into", "not_in_host", "not_hot", "collected"]
+NoteName = Literal[
+    "on_stack", "initialiser_kept", "inlined_into", "not_in_host", "not_hot", "collected", "own_instance"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -176,6 +176,7 @@ def devtools_table(
     patch: SymbolTable,
     loaded_main_addr: int,
     slide: int | None = None,
+    page_size: int = _MIN_PAGE_SIZE,
 ) -> DevtoolsTable:
     """Write a plan the way the `subsecond` crate computes with it.
 
@@ -195,6 +196,7 @@ def devtools_table(
         patch: the library's symbols.
         loaded_main_addr: what the program told: run-time address of `main`, or 0.
         slide: the program's, where it is known from elsewhere.
+        page_size: of the machine, in bytes.
 
     Raises:
         ObjectError: the library has no `main`; the program told another program's; or it told none, and the slide is
@@ -206,7 +208,7 @@ def devtools_table(
     if all(symbol.is_local for symbol in patch.symbols if symbol.name == _MAIN):
         raise ObjectError(f"{patch.origin} has a function `main`, but does not export it", hint=_EXPORT_MAIN)
     if loaded_main_addr:
-        told = slide_of(host, loaded_main_addr, origin=host_origin)
+        told = slide_of(host, loaded_main_addr, origin=host_origin, page_size=page_size)
         if slide not in (None, told):
             raise ObjectError(
                 f"the `main` at {loaded_main_addr:#x} is not that of {host_origin}, which is loaded {slide:#x} bytes"

@@ -70,6 +70,7 @@ class CarrierLinker:
         self.machine = machine
         self.directory = directory
         self._loader: Path | None = None
+        self._compiling = asyncio.Lock()
 
     async def link(self, image: Image | None, entries: Sequence[Entry], output: Path, *, page_size: int) -> Carrier:
         """Link one library.
@@ -125,21 +126,25 @@ class CarrierLinker:
         )
 
     async def _loader_object(self) -> Path:
-        """The code that puts an image in its place, compiled once."""
-        if self._loader is None:
-            bundled = _BUNDLED / "client" / "carrier" / "carrier.rs"
-            source = bundled if bundled.exists() else Path(__file__).parents[2] / "client" / "carrier" / "carrier.rs"
-            output = self.directory / "carrier.o"
-            flags = "--edition=2021 --crate-type=lib --emit=obj -Copt-level=s -Cpanic=abort -Crelocation-model=pic"
-            finished = await run_process([*self.rustc, *flags.split(), "-o", str(output), str(source)])
-            if finished.status:
-                raise BuildError(
-                    "the code that carrier libraries begin with does not compile",
-                    output=finished.stderr.decode("utf-8", "replace"),
-                    hint="is the standard library of the target installed completely?",
-                )
-            self._loader = output
+        """The code that puts an image in its place, compiled once, whoever asks at the same time."""
+        async with self._compiling:
+            if self._loader is None:
+                self._loader = await self._compile_loader()
         return self._loader
+
+    async def _compile_loader(self) -> Path:
+        bundled = _BUNDLED / "client" / "carrier" / "carrier.rs"
+        source = bundled if bundled.exists() else Path(__file__).parents[2] / "client" / "carrier" / "carrier.rs"
+        output = self.directory / "carrier.o"
+        flags = "--edition=2021 --crate-type=lib --emit=obj -Copt-level=s -Cpanic=abort -Crelocation-model=pic"
+        finished = await run_process([*self.rustc, *flags.split(), "-o", str(output), str(source)])
+        if finished.status:
+            raise BuildError(
+                "the code that carrier libraries begin with does not compile",
+                output=finished.stderr.decode("utf-8", "replace"),
+                hint="is the standard library of the target installed completely?",
+            )
+        return output
 
 
 def _addr_of_main(library: Path) -> int:

@@ -8,12 +8,12 @@ are shared.
 import asyncio
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotpatchd.core.callers import find_leading, is_hot_call
-from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
+from hotpatchd.core.client import Detour, DylibPatch, Patch, ThreadLocalImage
 from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
@@ -24,7 +24,7 @@ from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
 from hotpatchd.core.step import Prepared
-from hotpatchd.core.unit import Fingerprint, HostSymbol, NewThreadLocal, is_rust_name
+from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
 from hotpatchd.daemon.linking import run_linker
 from hotpatchd.objfile.archive import ArchiveSet
@@ -38,13 +38,16 @@ from hotpatchd.objfile.stub import write_stub
 DETOUR_SIZE = 5
 """Bytes of `jmp rel32`, the jump that replaces a function's beginning."""
 
+_NO_ROOM = "it is new, and only the native client has room for it in threads that run already; restart"
+_NO_ROOM_LEFT = "it is new, and the room that the client keeps for such in every thread is used up; restart"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """What an edit means for one client, and the patch where there is one: with its bytes, or in a carrier library."""
 
     prepared: Prepared
-    patch: Patch | None = None
+    patch: Patch | DylibPatch | None = None
     payload: bytes = b""
     carrier: Carrier | None = None
 
@@ -55,7 +58,7 @@ class _Plan:
 
     selection: Selection
     edited: tuple[str, ...]
-    definers: Mapping[str, CodeUnit]
+    definers: Mapping[str, Unit]
     functions: Mapping[str, Fingerprint]
     moved: tuple[str, ...]
     notes: tuple[Note, ...]
@@ -126,7 +129,7 @@ class Patcher:
                     prepared=Prepared(
                         client=session.client,
                         functions=Functions(moved=moved),
-                        refusals=tuple(_named(refusal) for refusal in plan.selection.refusals),
+                        refusals=tuple(named(refusal) for refusal in plan.selection.refusals),
                         notes=plan.notes,
                         select_ms=(selected - start) * 1000,
                     )
@@ -184,13 +187,10 @@ class Patcher:
         return Ready(prepared=prepared)
 
     def _is_own(self, symbol: str) -> bool:
-        """Whether a function belongs to one of the developer's crates, rather than being an instance of a library's."""
-        return demangle(symbol).lstrip("<&").partition("::")[0] in self.crate_names
+        return is_own(symbol, self.crate_names)
 
     def _display(self, symbols: Iterable[str]) -> tuple[str, ...]:
-        """Demangled names, those of the developer's crates first."""
-        names = {demangle(symbol): not self._is_own(symbol) for symbol in symbols}
-        return tuple(sorted(names, key=lambda name: (names[name], name)))
+        return display(symbols, self.crate_names)
 
     def _plan(self, session: Session, objects: BuildObjects, before: BuildObjects) -> _Plan:
         live = LiveSymbols(self.host, session.symbols)
@@ -221,33 +221,9 @@ class Patcher:
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, differences.changed, objects),
         ]
-        notes = [
-            Note(
-                symbol=demangle(name),
-                note="not_in_host",
-                detail="the running program has no such function: nothing calls it",
-            )
-            for name in differences.absent
-            if edited == differences.changed and self._is_own(name)
-        ]
-        for unit in objects.changed_since(before):
-            earlier = before.unit(unit.name) if unit.name in before.files else None
-            notes += [
-                Note(
-                    symbol=name,
-                    note="collected",
-                    detail="what it adds to this section takes part only from the next start of the program on",
-                )
-                for name in find_new_collected(earlier, unit)
-            ]
-            notes += [
-                Note(
-                    symbol=demangle(name),
-                    note="initialiser_kept",
-                    detail="its initialiser changed; the running program keeps the value that it has",
-                )
-                for name in find_kept_initialisers(earlier, unit, live)
-            ]
+        notes = edit_notes(objects, before, live)
+        if edited == differences.changed:
+            notes += absence_notes(filter(self._is_own, differences.absent))
         if session.redirect == "jump_table" and edited and not any(map(is_hot_call, roots)):
             notes.append(
                 Note(
@@ -261,7 +237,7 @@ class Patcher:
                 Refusal(
                     symbol=selection.thread_locals[0].name,
                     reason="new_thread_local",
-                    detail="the room for new ones that the client keeps in every thread is used up; restart",
+                    detail=_NO_ROOM_LEFT if session.hello.thread_locals.size else _NO_ROOM,
                 )
             )
         return _Plan(
@@ -270,7 +246,7 @@ class Patcher:
             selection=replace(selection, refusals=tuple(refusals)),
             edited=edited,
             definers={name: definer for name in roots if (definer := objects.get(name))},
-            functions=_defined_functions(selection),
+            functions=defined_functions(selection),
             moved=differences.moved,
             notes=tuple(notes),
         )
@@ -489,7 +465,7 @@ def _place_thread_locals(
     return places, used
 
 
-def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:
+def defined_functions(selection: Selection) -> dict[str, Fingerprint]:
     """The functions of the developer's own objects that a patch defines, by exported name."""
     return {
         definition.name: kept.unit.fingerprint(section)
@@ -503,5 +479,53 @@ def _defined_functions(selection: Selection) -> dict[str, Fingerprint]:
     }
 
 
-def _named(refusal: Refusal) -> Refusal:
+def named(refusal: Refusal) -> Refusal:
+    """A refusal with its symbol as the source spells it."""
     return replace(refusal, symbol=demangle(refusal.symbol)) if refusal.symbol else refusal
+
+
+def is_own(symbol: str, crate_names: Container[str]) -> bool:
+    """Whether a function belongs to one of the developer's crates, rather than being an instance of a library's."""
+    return demangle(symbol).lstrip("<&").partition("::")[0] in crate_names
+
+
+def display(symbols: Iterable[str], crate_names: Container[str]) -> tuple[str, ...]:
+    """Demangled names, those of the developer's crates first."""
+    names = {demangle(symbol): not is_own(symbol, crate_names) for symbol in symbols}
+    return tuple(sorted(names, key=lambda name: (names[name], name)))
+
+
+def absence_notes(absent: Iterable[str]) -> list[Note]:
+    """Notes for changed functions that the program does not have."""
+    detail = "the running program has no such function: nothing calls it"
+    return [Note(symbol=demangle(name), note="not_in_host", detail=detail) for name in absent]
+
+
+def edit_notes(objects: BuildObjects, before: BuildObjects, host: Host) -> list[Note]:
+    """Notes for what an edit changed besides functions, and what a running program does not take in.
+
+    Args:
+        objects: the newest objects.
+        before: those of the build before.
+        host: the program's symbols.
+    """
+    notes = []
+    for unit in objects.changed_since(before):
+        earlier = before.unit(unit.name) if unit.name in before.files else None
+        notes += [
+            Note(
+                symbol=name,
+                note="collected",
+                detail="what it adds to this section takes part only from the next start of the program on",
+            )
+            for name in find_new_collected(earlier, unit)
+        ]
+        notes += [
+            Note(
+                symbol=demangle(name),
+                note="initialiser_kept",
+                detail="its initialiser changed; the running program keeps the value that it has",
+            )
+            for name in find_kept_initialisers(earlier, unit, host)
+        ]
+    return notes

@@ -179,13 +179,17 @@ class PatchServer:
             self._server.close()
             await self._server.wait_closed()
 
-    def send_patch(self, client: int, patch: core.Patch, payload: bytes) -> bool:
+    def send_patch(self, client: int, patch: core.Patch | core.DylibPatch, payload: bytes) -> bool:
         """Queue a patch for a client; its answer comes as a `ClientAnswer`.
 
         Returns:
             False when the client is not there (any more); a `ClientLost` says so, or said so.
         """
-        return self._send(client, patch.patch, lambda seq: wire.patch_message(seq, patch), payload)
+        if isinstance(patch, core.Patch):
+            return self._send(client, patch.patch, lambda seq: wire.patch_message(seq, patch), payload)
+        return self._send(
+            client, patch.patch, lambda seq: wire.dylib_message(seq, patch), None if patch.pull else payload
+        )
 
     def send_undo(self, client: int, to: str | None) -> bool:
         """Queue taking back every patch after `to`, or all; otherwise like `send_patch`."""

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,11 +21,13 @@ from hotpatchd.core.devtools import CARGO_HOT, Protocol, devtools_environ, expor
 from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsUnavailable
 from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
+from hotpatchd.core.library import ProgramSymbols
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
 from hotpatchd.core.linkplan import Linker
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
+from hotpatchd.core.targets import describe_target
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
@@ -33,18 +35,21 @@ from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.jump_tables import JumpTableClients
+from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import identify
 from hotpatchd.daemon.lock import StateLock
 from hotpatchd.daemon.patcher import Patcher, Ready
-from hotpatchd.daemon.program import client_environ, client_for, native_triple, run_program
+from hotpatchd.daemon.program import client_environ, client_for, native_triple, program_command, run_program
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder, captured_files
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.archive import ArchiveSet
-from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_index
+from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
+from hotpatchd.objfile.library_object import program_build_id
 from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.symbols import read_symbols
 
 KEPT_PAYLOADS = 32
 _FILE_CLOCK_LAG_S = 0.01
@@ -73,6 +78,21 @@ class Options:
     poll: bool = False
     protocol: Protocol = "auto"
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ImageTools:
+    """What images are made with.
+
+    Args:
+        host: the program's symbols.
+        linker: which linker the captured command runs.
+        carriers: links carrier libraries.
+    """
+
+    host: HostIndex
+    linker: Linker
+    carriers: CarrierLinker
 
 
 def state_dir_of(workspace: Workspace) -> Path:
@@ -105,6 +125,8 @@ class Daemon:
         self._build_id = ""
         self._builder: ThinBuilder | None = None
         self._patcher: Patcher | None = None
+        self._make_library_patcher: Callable[[], Coroutine[Any, Any, LibraryPatcher]] | None = None
+        self._library_patcher: asyncio.Task[LibraryPatcher] | None = None
         self._full_build: dict[str, str] = {}
         self._objects: BuildObjects | None = None
         self._before: BuildObjects | None = None
@@ -131,7 +153,8 @@ class Daemon:
         Raises:
             HotpatchdError: something without which no edit can be applied does not work.
         """
-        is_preloaded = program is not None and self.options.protocol != "dioxus"
+        support = describe_target(self.options.selection.target or native_triple())
+        is_preloaded = program is not None and self.options.protocol != "dioxus" and support.client == "preload"
         client = (
             await client_for(self.options.selection.target, self.options.environ, self.terminal)
             if is_preloaded
@@ -154,20 +177,7 @@ class Daemon:
                 self._watcher = watcher
                 fat = await self._fat_build(watcher)
                 link_line = _link_line(fat.tip)
-                host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
-                assert self.server is not None
-                carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
-                self._hot_calls = JumpTableClients(
-                    server=self.server,
-                    host=host,
-                    target=fat.tip.triple,
-                    carriers=carriers,
-                    directory=self.state_dir / "patches",
-                    known=self._instances.get,
-                    dispatch=self._dispatch,
-                    ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
-                )
-                linker = await identify(link_line)
+                images = await self._image_tools(fat, link_line) if support.patch == "image" else None
                 lock.publish(url=url, token=token)
                 if program is None:
                     work = _for_ever()
@@ -177,16 +187,17 @@ class Daemon:
                     base = {**self.options.environ, **package}
                     if self._speaks_devtools:
                         base |= devtools_environ(url)
-                    environ = client_environ(base, client, self.state_dir, fat.executable)
+                    environ = client_environ(base, client, self.state_dir, fat.executable, fat.tip.triple)
+                    triple = fat.tip.triple
                     work = run_program(
-                        [str(fat.executable), *program],
+                        program_command(fat.executable, program, triple, cwd=self.options.cwd, environ=base),
                         environ,
                         cwd=self.options.cwd,
                         terminal=self.terminal,
                         was_interrupted=lambda: self.interrupted,
                     )
                 try:
-                    return await _first(work, self._follow_files(fat, link_line, host, linker, carriers, watcher, url))
+                    return await _first(work, self._follow_files(fat, link_line, images, watcher, url))
                 finally:
                     for task in self._running:
                         task.cancel()
@@ -222,6 +233,23 @@ class Daemon:
             return ()
         return export_main_args(self.options.selection.target or native_triple())
 
+    async def _image_tools(self, fat: FatBuild, link_line: LinkLine) -> "_ImageTools":
+        """What images are made with; programs that take them may also be patched by their own jump tables."""
+        assert self.server is not None
+        host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
+        carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
+        self._hot_calls = JumpTableClients(
+            server=self.server,
+            host=host,
+            target=fat.tip.triple,
+            carriers=carriers,
+            directory=self.state_dir / "patches",
+            known=self._instances.get,
+            dispatch=self._dispatch,
+            ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
+        )
+        return _ImageTools(host=host, linker=await identify(link_line), carriers=carriers)
+
     async def _fat_build(self, watcher: Watcher) -> FatBuild:
         """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
         while True:
@@ -246,7 +274,7 @@ class Daemon:
                 break
             self.terminal.say("Rebuilding", "sources changed while the program was built")
         self._fat = fat
-        self._build_id = build_id_of(fat.executable)
+        self._build_id = program_build_id(fat.executable)
         await watcher.include(Path(file) for file in inputs)
         return fat
 
@@ -254,9 +282,7 @@ class Daemon:
         self,
         fat: FatBuild,
         link_line: LinkLine,
-        host: HostIndex,
-        linker: Linker,
-        carriers: CarrierLinker,
+        images: "_ImageTools | None",
         watcher: Watcher,
         url: str,
     ) -> int:
@@ -268,21 +294,38 @@ class Daemon:
         self._builder = builder = ThinBuilder(crates)
         with self.terminal.working("Compiling the objects to compare with"):
             baseline, batch = await self._make_baseline(fat, builder, watcher)
-        optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
         archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
         await asyncio.to_thread(archive_set.warm)
         self._objects = self._before = baseline
-        self._patcher = Patcher(
-            host=host,
-            archives=archive_set,
-            link_line=link_line,
-            linker=linker,
-            crate_names=frozenset(crate.capture.crate_name for crate in crates),
-            baseline=baseline,
-            host_code=HostCode(fat.executable, host.header) if optimised else None,
-            carriers=carriers,
-            state_dir=self.state_dir,
-        )
+        crate_names = frozenset(crate.capture.crate_name for crate in crates)
+        if images is not None:
+            optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
+            self._patcher = Patcher(
+                host=images.host,
+                archives=archive_set,
+                link_line=link_line,
+                linker=images.linker,
+                crate_names=crate_names,
+                baseline=baseline,
+                host_code=HostCode(fat.executable, images.host.header) if optimised else None,
+                carriers=images.carriers,
+                state_dir=self.state_dir,
+            )
+
+        async def library_patcher() -> LibraryPatcher:
+            program = await asyncio.to_thread(read_symbols, fat.executable)
+            return LibraryPatcher(
+                program=ProgramSymbols(program),
+                archives=archive_set,
+                link_line=link_line,
+                target=fat.tip.triple,
+                linker=await choose_linker(link_line, fat.tip.triple, fat.tip.rustc),
+                crate_names=crate_names,
+                baseline=baseline,
+                state_dir=self.state_dir,
+            )
+
+        self._make_library_patcher = library_patcher
         baseline.forget_units()
         names = ", ".join(crate.name for crate in crates)
         self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
@@ -420,17 +463,31 @@ class Daemon:
         await self._watcher.include(Path(file) for file in inputs.crates_of)
 
     async def _prepare(self, session: Session, edit: int) -> None:
-        assert self._patcher is not None
         assert self._objects is not None
         assert self._before is not None
         try:
-            ready = await self._patcher.prepare(session, edit, self._objects, self._before)
+            patcher = await self._patcher_for(session)
+            ready = await patcher.prepare(session, edit, self._objects, self._before)
         except Exception as error:
             _log.exception(logs.PATCH_FAILED)
             refusal = Refusal(symbol=None, reason="internal", detail=_told(error))
             ready = Ready(prepared=core.Prepared(client=session.client, refusals=(refusal,), failed=True))
         self._ready[session.client] = ready
         self._dispatch(ready.prepared)
+
+    async def _patcher_for(self, session: Session) -> Patcher | LibraryPatcher:
+        if session.hello.kind == "image":
+            if self._patcher is None:
+                raise UsageError(f"programs for {session.hello.target} are patched by libraries, not by images")
+            return self._patcher
+        if self._library_patcher is None:
+            assert self._make_library_patcher is not None
+            self._library_patcher = asyncio.create_task(self._make_library_patcher())
+        try:
+            return await asyncio.shield(self._library_patcher)
+        except HotpatchdError:
+            self._library_patcher = None
+            raise
 
     def _admit(self, hello: Hello) -> Rejection | None:
         if hello.build_id == self._build_id:
@@ -475,7 +532,12 @@ class Daemon:
         if known and hello.patches == tuple(applied.patch for applied in known.history):
             self._dispatch(core.Joined(session=replace(known, client=client, hello=hello, next_addr=hello.region.next)))
             return
-        session = Session(client=client, hello=hello, next_addr=hello.region.next)
+        session = Session(
+            client=client,
+            hello=hello,
+            next_addr=hello.region.next,
+            redirect="detours" if hello.in_place else "jump_table",
+        )
         if hello.patches:
             self._resetting[client] = session
             self.server.send_undo(client, None)

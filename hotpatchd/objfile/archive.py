@@ -9,8 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from hotpatchd.core.errors import ObjectError
-from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.elf import RelocatableObject
+from hotpatchd.objfile.units import ObjectUnit, open_unit
 
 MAGIC = b"!<arch>\n"
 _HEADER_SIZE = 60
@@ -32,7 +31,7 @@ class Archive:
             raise ObjectError(f"cannot read the archive {path}: {error}") from error
         if self._data[:8] != MAGIC:
             raise ObjectError(f"{path} is not an archive", hint="thin archives are not supported")
-        self._members: dict[int, CodeUnit] = {}
+        self._members: dict[int, ObjectUnit] = {}
 
     def _header(self, offset: int) -> tuple[bytes, int]:
         """Name field and content size of the member whose header is at `offset`."""
@@ -76,7 +75,7 @@ class Archive:
             offset += _HEADER_SIZE + size + size % 2
         return b""
 
-    def member(self, offset: int) -> CodeUnit:
+    def member(self, offset: int) -> ObjectUnit:
         """The member whose header is at `offset`; the same object each time."""
         known = self._members.get(offset)
         if known:
@@ -92,7 +91,7 @@ class Archive:
             label = field.rstrip(b"/")
         origin = f"{self.path.name}({label.decode('utf-8', 'replace')})"
         data = self._data[offset + _HEADER_SIZE : offset + _HEADER_SIZE + size]
-        unit = self._members[offset] = CodeUnit(RelocatableObject(data, origin), origin, from_archive=True)
+        unit = self._members[offset] = open_unit(data, origin, origin=origin, from_archive=True)
         return unit
 
 
@@ -119,7 +118,7 @@ class ArchiveSet:
         """Read the archives' symbol tables now, so that the first edit need not."""
         _ = self._index
 
-    def member_defining(self, name: str) -> CodeUnit | None:
+    def member_defining(self, name: str) -> ObjectUnit | None:
         """The first member whose archive symbol table lists `name`."""
         place = self._index.get(name)
         return place[0].member(place[1]) if place else None

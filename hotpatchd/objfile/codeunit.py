@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, is_rust_name
+from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
 
 LOCATION_SIZE = 24
 """Bytes of `core::panic::Location`: pointer and length of the file's name, line, column (u32 each)."""
 
-_LOCATION_NUMBERS = slice(16, 24)
+LOCATION_NUMBERS = slice(16, 24)
+"""Where in that line and column are."""
 
 
 def _section_kind(section: elf.Section) -> SectionKind:
@@ -193,31 +194,12 @@ class CodeUnit:
 
         References inside object-local functions count for every exported function that reaches these.
         """
-        return self._referrers(frozenset({"function"}))
+        return find_referrers(self, frozenset({"function"}))
 
     @cached_property
     def users(self) -> dict[str, Counter[str]]:
         """As `calls`, with references by way of constants, such as vtables."""
-        return self._referrers(frozenset({"function", "constant"}))
-
-    def _referrers(self, passable: frozenset[SectionKind]) -> dict[str, Counter[str]]:
-        found: dict[str, Counter[str]] = {}
-        for name, definition in self.exports.items():
-            if definition.kind != "function":
-                continue
-            sections, waiting = {definition.section}, [definition.section]
-            while waiting:
-                for reference in self.references(waiting.pop()):
-                    if not reference.local:
-                        found.setdefault(reference.name, Counter())[name] += 1
-                    elif (
-                        reference.section > 0
-                        and reference.section not in sections
-                        and self.kinds[reference.section] in passable
-                    ):
-                        sections.add(reference.section)
-                        waiting.append(reference.section)
-        return found
+        return find_referrers(self, frozenset({"function", "constant"}))
 
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section and of everything anonymous that it refers to.
@@ -323,5 +305,31 @@ class CodeUnit:
         if len(file_name) != name_length or not file_name.endswith(b".rs"):
             return contents
         masked = bytearray(contents)
-        masked[_LOCATION_NUMBERS] = bytes(8)
+        masked[LOCATION_NUMBERS] = bytes(8)
         return bytes(masked)
+
+
+def find_referrers(unit: Unit, passable: frozenset[SectionKind]) -> dict[str, Counter[str]]:
+    """Symbol → the exported functions of an object that refer to it, and how often.
+
+    Args:
+        unit: the object.
+        passable: kinds of anonymous sections by way of which a reference counts.
+    """
+    found: dict[str, Counter[str]] = {}
+    for name, definition in unit.exports.items():
+        if definition.kind != "function":
+            continue
+        sections, waiting = {definition.section}, [definition.section]
+        while waiting:
+            for reference in unit.references(waiting.pop()):
+                if not reference.local:
+                    found.setdefault(reference.name, Counter())[name] += 1
+                elif (
+                    reference.section > 0
+                    and reference.section not in sections
+                    and unit.kind(reference.section) in passable
+                ):
+                    sections.add(reference.section)
+                    waiting.append(reference.section)
+    return found

@@ -107,7 +107,12 @@ class MachPlatform:
 
 
 def write_dylib_stub(
-    *, format: Format, machine: Machine, symbols: Iterable[StubSymbol], platform: MachPlatform | None = None
+    *,
+    format: Format,
+    machine: Machine,
+    symbols: Iterable[StubSymbol],
+    platform: MachPlatform | None = None,
+    anchor: str = "",
 ) -> bytes:
     """Write the stub of one patch library for one process.
 
@@ -116,6 +121,7 @@ def write_dylib_stub(
         machine: that it is for.
         symbols: what the patch refers to; unique names.
         platform: for Mach-O, what the patch library is built for.
+        anchor: name of a symbol in code that the library is to export, for finding out where it was loaded.
 
     Returns:
         A relocatable object.
@@ -130,7 +136,7 @@ def write_dylib_stub(
     if format == "macho":
         if platform is None:
             raise ObjectError("a Mach-O stub needs the platform, and the versions, that the patch is linked for")
-        return _macho_stub(machine, functions, others, platform)
+        return _macho_stub(machine, functions, others, platform, anchor)
     for symbol in others:
         if symbol.kind == "tls":
             raise ObjectError(
@@ -138,14 +144,14 @@ def write_dylib_stub(
                 hint="reach it through a function that the program has already, or start the program again",
             )
     if format == "elf":
-        return _elf_stub(machine, functions, others)
-    return _coff_stub(machine, functions, others)
+        return _elf_stub(machine, functions, others, anchor)
+    return _coff_stub(machine, functions, others, anchor)
 
 
-def _elf_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence[StubSymbol]) -> bytes:
+def _elf_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence[StubSymbol], anchor: str) -> bytes:
     writer = ObjectWriter(_ELF_MACHINES[machine])
     text = writer.section(
-        ".text", _jumps(machine, functions), flags=elf.SHF_ALLOC | elf.SHF_EXECINSTR, align=_JUMP_SIZE
+        ".text", _text(machine, functions, anchor), flags=elf.SHF_ALLOC | elf.SHF_EXECINSTR, align=_JUMP_SIZE
     )
     writer.section(".note.GNU-stack", flags=0, align=1)
     for index, symbol in enumerate(functions):
@@ -154,29 +160,38 @@ def _elf_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence[
     for symbol in data:
         place = (symbol.name, elf.SHN_ABS, symbol.addr)
         writer.define(*place, type=elf.STT_OBJECT, size=symbol.size, weak=True, visibility=elf.STV_HIDDEN)
+    if anchor:
+        writer.define(anchor, text, _JUMP_SIZE * len(functions), type=elf.STT_FUNC, size=_JUMP_SIZE)
     return writer.finish()
 
 
 def _macho_stub(
-    machine: Machine, functions: Sequence[StubSymbol], others: Sequence[StubSymbol], platform: MachPlatform
+    machine: Machine,
+    functions: Sequence[StubSymbol],
+    others: Sequence[StubSymbol],
+    platform: MachPlatform,
+    anchor: str,
 ) -> bytes:
     versions = (_packed_version(platform.minos), _packed_version(platform.sdk))
     writer = macho.MachObject(*_MACH_CPUS[machine], build_version=(_PLATFORMS[platform.name], *versions))
     instructions = macho.S_ATTR_PURE_INSTRUCTIONS | macho.S_ATTR_SOME_INSTRUCTIONS
-    text = writer.section("__TEXT", "__text", _jumps(machine, functions), flags=instructions, align=_JUMP_SIZE)
+    code = _text(machine, functions, anchor)
+    text = writer.section("__TEXT", "__text", code, flags=instructions, align=_JUMP_SIZE)
     slots = writer.section("__TEXT", "__const", _slots(others), flags=macho.S_REGULAR, align=_SLOT_SIZE)
     for index, symbol in enumerate(functions):
         writer.define_private(f"_{symbol.name}", text, _JUMP_SIZE * index, weak=True)
     for index, symbol in enumerate(others):
         writer.define_private(f"_{IMPORT_SLOT_PREFIX}{symbol.name}", slots, _SLOT_SIZE * index)
+    if anchor:
+        writer.define(f"_{anchor}", text, _JUMP_SIZE * len(functions))
     return writer.finish()
 
 
-def _coff_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence[StubSymbol]) -> bytes:
+def _coff_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence[StubSymbol], anchor: str) -> bytes:
     writer = coff.CoffObject(_COFF_MACHINES[machine])
     text = writer.section(
         ".text",
-        _jumps(machine, functions),
+        _text(machine, functions, anchor),
         characteristics=coff.IMAGE_SCN_CNT_CODE
         | coff.IMAGE_SCN_ALIGN_16BYTES
         | coff.IMAGE_SCN_MEM_EXECUTE
@@ -191,12 +206,16 @@ def _coff_stub(machine: Machine, functions: Sequence[StubSymbol], data: Sequence
         writer.define(symbol.name, text, _JUMP_SIZE * index, type=coff.IMAGE_SYM_DTYPE_FUNCTION)
     for index, symbol in enumerate([*functions, *data]):
         writer.define(f"{IMPORT_SLOT_PREFIX}{symbol.name}", slots, _SLOT_SIZE * index)
+    if anchor:
+        writer.define(anchor, text, _JUMP_SIZE * len(functions), type=coff.IMAGE_SYM_DTYPE_FUNCTION)
     return writer.finish()
 
 
-def _jumps(machine: Machine, functions: Sequence[StubSymbol]) -> bytes:
+def _text(machine: Machine, functions: Sequence[StubSymbol], anchor: str) -> bytes:
+    """The jumps, and behind them room for an anchor."""
     before, after = _JUMPS[machine]
-    return b"".join(before + symbol.addr.to_bytes(8, "little") + after for symbol in functions)
+    jumps = (before + symbol.addr.to_bytes(8, "little") + after for symbol in functions)
+    return b"".join([*jumps, bytes(_JUMP_SIZE) if anchor else b""])
 
 
 def _slots(symbols: Sequence[StubSymbol]) -> bytes:

@@ -41,7 +41,7 @@ _KIND_OF_TYPE = {
     elf.STT_TLS: 2,
 }
 
-_UNREADABLE = (OSError, ELFError, ConstructError, ValueError, struct.error)
+_UNREADABLE = (OSError, ELFError, ConstructError, ValueError, OverflowError, struct.error)
 """What reading a damaged binary raises; pyelftools lets the errors of its parser through in places."""
 
 

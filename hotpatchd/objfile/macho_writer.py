@@ -51,7 +51,7 @@ class MachObject:
         self._cpu = (cputype, cpusubtype)
         self._build_version = build_version
         self._sections: list[_Section] = []
-        self._symbols: list[tuple[str, int, int, int]] = []
+        self._symbols: list[tuple[str, int, int, int, int]] = []
 
     def section(self, segment: str, name: str, data: bytes, *, flags: int, align: int) -> int:
         """Add a section, by its `segname` and `sectname`; `align` in bytes."""
@@ -60,7 +60,11 @@ class MachObject:
 
     def define_private(self, name: str, section: int, offset: int, *, weak: bool = False) -> None:
         """Add a private external symbol: other objects of the link see it, users of the linked file do not."""
-        self._symbols.append((name, section, N_WEAK_DEF if weak else 0, offset))
+        self._symbols.append((name, N_EXT | N_PEXT, section, N_WEAK_DEF if weak else 0, offset))
+
+    def define(self, name: str, section: int, offset: int) -> None:
+        """Add an external symbol, which the linked file exports."""
+        self._symbols.append((name, N_EXT, section, 0, offset))
 
     def finish(self) -> bytes:
         """The object file."""
@@ -79,9 +83,8 @@ class MachObject:
         size = len(body)
         body += bytes(-(body_start + size) % 8)
         symbols, strings = bytearray(), bytearray(b"\0")
-        for name, section, desc, offset in self._symbols:
-            kind = N_SECT | N_EXT | N_PEXT
-            symbols += NLIST.pack(len(strings), kind, section, desc, addrs[section - 1] + offset)
+        for name, scope, section, desc, offset in self._symbols:
+            symbols += NLIST.pack(len(strings), N_SECT | scope, section, desc, addrs[section - 1] + offset)
             strings += name.encode("utf-8", "surrogateescape") + b"\0"
         symbols_offset, count = body_start + len(body), len(self._symbols)
         commands = [

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import Fingerprint
-from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.elf import RelocatableObject
+from hotpatchd.objfile.units import ObjectUnit, open_unit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +37,7 @@ def object_file(path: Path, *, is_optimised: bool) -> ObjectFile:
     return ObjectFile(path=path, identity=identity, is_optimised=is_optimised)
 
 
-def open_object(name: str, path: Path, *, is_optimised: bool) -> CodeUnit:
+def open_object(name: str, path: Path, *, is_optimised: bool) -> ObjectUnit:
     """Map an object into memory.
 
     Raises:
@@ -49,8 +48,7 @@ def open_object(name: str, path: Path, *, is_optimised: bool) -> CodeUnit:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ObjectError(f"cannot read the object {path}: {error}") from error
-    obj = RelocatableObject(data, os.fspath(path))
-    return CodeUnit(obj, name, from_archive=False, shares_locals=not is_optimised)
+    return open_unit(data, name, origin=os.fspath(path), from_archive=False, shares_locals=not is_optimised)
 
 
 class BuildObjects:
@@ -63,7 +61,7 @@ class BuildObjects:
 
     def __init__(self, files: Mapping[str, ObjectFile], earlier: "BuildObjects | None" = None) -> None:
         self.files = files
-        self._units: dict[str, CodeUnit] = {}
+        self._units: dict[str, ObjectUnit] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._definers: dict[str, str] = {}
         if earlier is not None:
@@ -85,7 +83,7 @@ class BuildObjects:
         """Close the objects; they are opened again when somebody looks at them."""
         self._units.clear()
 
-    def unit(self, name: str) -> CodeUnit:
+    def unit(self, name: str) -> ObjectUnit:
         """An object by its unit name."""
         known = self._units.get(name)
         if known is None:
@@ -93,19 +91,19 @@ class BuildObjects:
             known = self._units[name] = open_object(name, file.path, is_optimised=file.is_optimised)
         return known
 
-    def changed_since(self, earlier: "BuildObjects") -> Iterator[CodeUnit]:
+    def changed_since(self, earlier: "BuildObjects") -> Iterator[ObjectUnit]:
         """The objects that are not the same files as in another build."""
         for name, file in self.files.items():
             before = earlier.files.get(name)
             if before is None or before.identity != file.identity:
                 yield self.unit(name)
 
-    def units_defining(self, symbols: Iterable[str]) -> Iterator[CodeUnit]:
+    def units_defining(self, symbols: Iterable[str]) -> Iterator[ObjectUnit]:
         """The objects that define any of these symbols."""
         for name in {self._definers[symbol] for symbol in symbols if symbol in self._definers}:
             yield self.unit(name)
 
-    def get(self, symbol: str) -> CodeUnit | None:
+    def get(self, symbol: str) -> ObjectUnit | None:
         """The object that defines a symbol."""
         name = self._definers.get(symbol)
         return self.unit(name) if name is not None else None

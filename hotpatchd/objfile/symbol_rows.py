@@ -57,7 +57,9 @@ def with_derived_sizes(placed: Iterable[tuple[Symbol, int]], ends: Mapping[int, 
         section: {start: end - start for start, end in pairwise(sorted(found))} for section, found in addrs.items()
     }
     return tuple(
-        symbol._replace(size=sizes[section].get(symbol.addr, 0)) if section in sizes else symbol
+        Symbol(symbol.name, symbol.addr, sizes[section].get(symbol.addr, 0), *symbol[3:])
+        if section in sizes
+        else symbol
         for symbol, section in rows
     )
 

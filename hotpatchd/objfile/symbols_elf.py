@@ -6,7 +6,13 @@ GNU ld `elfnn-aarch64.c`.
 
 import re
 import struct
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.symbols import FileType, Symbol, SymbolKind, SymbolTable
@@ -32,6 +38,11 @@ _DYN = struct.Struct("<qQ")
 _DT_FLAGS_1, _DF_1_PIE = 0x6FFFFFFB, 0x08000000
 
 _THUNK = re.compile(r"__AArch64\w*Thunk_|__.*_veneer$")
+_UNREADABLE = (
+    *(ELFError, ConstructError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error),
+)
+"""What reading a damaged file raises; pyelftools lets the errors of its parser through in places."""
+
 _MAPPING = b"$"
 """Mapping symbols (`$x`, `$d`) tell code from data within aarch64 sections; they name nothing."""
 
@@ -46,28 +57,38 @@ def read(path: Path, data: bytes) -> SymbolTable:
     Raises:
         ObjectError: as `symbols.read_symbols`.
     """
-    file = elf.ElfFile(data, str(path))
-    type_ = _type_of(file)
-    symtab = next((section for section in file.sections if section.type == elf.SHT_SYMTAB), None)
-    if symtab is None:
-        refuse_stripped(path, "no symbol table")
+    header = elf.parse_header(data, str(path))
+    if header.machine not in _ARCHS:
+        raise ObjectError(f"{path} is for machine {header.machine}, neither x86-64 nor aarch64")
     try:
-        names = Names(file.contents(file.sections[symtab.link]), b"@")
-        symbols = tuple(_rows(file.contents(symtab), names, file.header.machine))
-    except (ValueError, IndexError, struct.error):
-        raise ObjectError(f"{path} is damaged: its symbol table cannot be read") from None
+        file = ELFFile(BytesIO(data))
+        symtab = file.get_section_by_name(".symtab")
+        if symtab is None:
+            refuse_stripped(path, "no symbol table")
+        names = Names(_contents(file.get_section(symtab["sh_link"]), data), b"@")
+        symbols = tuple(_rows(_contents(symtab, data), names, header.machine))
+        type_, os = _type_of(file, path, data), _os_of(file, data)
+    except _UNREADABLE as error:
+        raise ObjectError(f"{path} is damaged: its symbol table cannot be read: {error}") from error
     return SymbolTable(
         origin=str(path),
         format="elf",
         type=type_,
-        os=_os_of(file),
-        arch=_ARCHS[file.header.machine],
+        os=os,
+        arch=_ARCHS[header.machine],
         build_id=build_id_of(path) if type_ != "object" else digest_of(data),
         image_base=0,
-        position_independent=file.header.type != elf.ET_EXEC,
+        position_independent=header.type != elf.ET_EXEC,
         sizes="stated",
         symbols=symbols,
     )
+
+
+def _contents(section: Any, data: bytes) -> bytes:
+    contents = data[section["sh_offset"] : section["sh_offset"] + section["sh_size"]]
+    if len(contents) < section["sh_size"]:
+        raise ValueError(f"{section.name} lies beyond the end of the file")
+    return contents
 
 
 def _rows(table: bytes, names: Names, machine: int) -> list[Symbol]:
@@ -101,29 +122,27 @@ def _rows(table: bytes, names: Names, machine: int) -> list[Symbol]:
     return found
 
 
-def _type_of(file: elf.ElfFile) -> FileType:
-    match file.header.type:
-        case elf.ET_REL:
+def _type_of(file: ELFFile, path: Path, data: bytes) -> FileType:
+    match file["e_type"]:
+        case "ET_REL":
             return "object"
-        case elf.ET_EXEC:
+        case "ET_EXEC":
             return "executable"
-        case elf.ET_DYN:
-            return "executable" if _flags_1(file) & _DF_1_PIE else "library"
+        case "ET_DYN":
+            return "executable" if _flags_1(file, data) & _DF_1_PIE else "library"
         case other:
-            raise ObjectError(f"{file.origin} is an ELF file of type {other}: neither program, library nor object")
+            raise ObjectError(f"{path} is an ELF file of type {other}: neither program, library nor object")
 
 
-def _flags_1(file: elf.ElfFile) -> int:
-    index = file.section_named(".dynamic")
-    rows = file.contents(file.sections[index]) if index is not None else b""
-    whole = rows[: len(rows) // _DYN.size * _DYN.size]
-    return next((value for tag, value in _DYN.iter_unpack(whole) if tag == _DT_FLAGS_1), 0)
+def _flags_1(file: ELFFile, data: bytes) -> int:
+    section = file.get_section_by_name(".dynamic")
+    rows = _DYN.iter_unpack(_contents(section, data)) if section else ()
+    return next((value for tag, value in rows if tag == _DT_FLAGS_1), 0)
 
 
-def _os_of(file: elf.ElfFile) -> str:
-    interp = file.section_named(".interp")
-    loader = file.contents(file.sections[interp]) if interp is not None else b""
-    if loader.startswith(b"/system/") or file.section_named(".note.android.ident") is not None:
+def _os_of(file: ELFFile, data: bytes) -> str:
+    section = file.get_section_by_name(".interp")
+    loader = _contents(section, data) if section else b""
+    if loader.startswith(b"/system/") or file.get_section_by_name(".note.android.ident"):
         return "android"
-    abi = file.data[7]
-    return _OS_OF_ABI.get(abi, f"osabi-{abi}")
+    return _OS_OF_ABI.get(data[7], f"osabi-{data[7]}")

@@ -50,7 +50,7 @@ _MH_PIE = 0x200000
 _THUNK = re.compile(r".*\.thunk\.\d+", re.DOTALL)
 
 # macholib checks little of what it reads; these are what damaged files make it raise.
-_UNREADABLE = (OSError, ValueError, struct.error, TypeError, AttributeError, KeyError, IndexError, OverflowError)
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
 
 
 def read(path: Path, data: bytes, arch: str | None) -> SymbolTable:

@@ -89,8 +89,8 @@ class FakeDaemon:
             await daemon.arrivals.put(Peer(socket))
             await socket.wait_closed()
 
-        options: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "process_request": daemon._screen}
-        async with serve(attend, "127.0.0.1", 0, **options) as server:
+        options: dict[str, Any] = {"compression": None, "max_size": 1 << 20, "close_timeout": 1}
+        async with serve(attend, "127.0.0.1", 0, process_request=daemon._screen, **options) as server:
             port = server.sockets[0].getsockname()[1]
             daemon.url = f"ws://127.0.0.1:{port}/hotpatch/1"
             content = {"schema": 1, "url": daemon.url, "token": daemon.token, "pid": 1}

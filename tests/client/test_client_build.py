@@ -2,6 +2,7 @@
 
 import asyncio
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,32 @@ while [ -e "$LOG/wait" ]; do sleep 0.01; done
 [ -e "$LOG/fail" ] && { echo 'error: cannot do it' >&2; exit 101; }
 mkdir -p "$CARGO_TARGET_DIR/TARGET/release"
 echo library > "$CARGO_TARGET_DIR/TARGET/release/libhotpatch_client.so"
+[ -e "$LOG/archive" ] && cp "$LOG/archive" "$CARGO_TARGET_DIR/TARGET/release/libhotpatch_client.a"
+exit 0
+"""
+
+LINKER_VARIABLE = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}_LINKER"
+RUSTFLAGS_VARIABLE = f"CARGO_TARGET_{TARGET.upper().replace('-', '_')}_RUSTFLAGS"
+
+# What rustc makes of the client, in short: it starts by itself, and has a standard library of its own.
+ARCHIVE = """
+int dl_iterate_phdr(void *callback, void *data) { return 0; }
+int __jit_debug_descriptor;
+void __jit_debug_register_code(void) {}
+__attribute__((noinline)) int std_version(void) { return 1; }
+static int local_state = 40;
+int getpid(void);
+int seen_by_client;
+static void at_load(void) { seen_by_client = getpid() > 0 ? ++local_state + std_version() : 0; }
+__attribute__((section(".init_array"))) void (*hotpatch_client_at_load)(void) = at_load;
+int not_needed(void) { return std_version(); }
+"""
+PROGRAM = """
+#include <stdio.h>
+int local_state = 7;
+int std_version(void) { return 2; }
+int seen_by_client = 5;
+int main(void) { printf("%d %d %d\\n", std_version(), local_state, seen_by_client); return 0; }
 """
 
 
@@ -65,7 +92,7 @@ async def test_second_call_takes_what_the_first_has_built(toolchain: Toolchain, 
     assert library.is_relative_to(tmp_path / "cache" / "hotpatchd" / "client")
     assert lines == ["Compiling something v1.0.0"]
     assert await ensure_client(toolchain.rustc, TARGET, lines.append) == library
-    assert toolchain.builds == [f"rustc --locked --release --lib --crate-type cdylib --target {TARGET}"]
+    assert toolchain.builds == [f"rustc --locked --release --lib --target {TARGET} --crate-type cdylib"]
     assert {path.name for path in library.parent.iterdir()} == {library.name, "lock"}
 
 
@@ -133,7 +160,83 @@ async def test_settings_of_the_user_do_not_reach_the_build(
     seen = dict(line.partition("=")[::2] for line in (toolchain.log / "environment").read_text().splitlines())
     assert {name: seen[name] for name in kept} == kept
     assert {name: seen.get(name) for name in theirs} == {**dict.fromkeys(theirs), "RUSTC_WRAPPER": ""}
-    assert (seen["CARGO_ENCODED_RUSTFLAGS"], seen["RUSTC"]) == ("", str(toolchain.rustc))
+    assert seen["RUSTC"] == str(toolchain.rustc)
+    assert "-Cnope" not in seen["CARGO_ENCODED_RUSTFLAGS"]
+
+
+async def test_settings_for_the_target_reach_the_build(toolchain: Toolchain, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target's linker and flags are used, and other ones make another library."""
+    first = await ensure_client(toolchain.rustc, TARGET, print)
+    monkeypatch.setenv(LINKER_VARIABLE, "some-cc")
+    second = await ensure_client(toolchain.rustc, TARGET, print)
+    monkeypatch.setenv(RUSTFLAGS_VARIABLE, "-Lnative=/some/where -Copt-level=1")
+    third = await ensure_client(toolchain.rustc, TARGET, print)
+    assert len({first, second, third}) == 3
+    seen = dict(line.partition("=")[::2] for line in (toolchain.log / "environment").read_text().splitlines())
+    assert seen[LINKER_VARIABLE] == "some-cc"
+    assert seen["CARGO_ENCODED_RUSTFLAGS"].split("\x1f")[:2] == ["-Lnative=/some/where", "-Copt-level=1"]
+
+
+def run(directory: Path, *command: str | Path) -> str:
+    """What a command prints."""
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True).stdout
+
+
+def make_archive(directory: Path, log: Path) -> None:
+    """What cargo shall give out as the client's archive."""
+    (directory / "client.c").write_text(ARCHIVE)
+    run(directory, "gcc", "-c", "-O1", "-g", "-ffunction-sections", "client.c")
+    run(directory, "ar", "rcs", log / "archive", "client.o")
+
+
+async def test_linked_client_does_not_meet_the_program(toolchain: Toolchain, tmp_path: Path) -> None:
+    """A program that defines the same names as the client can have it on its link line; each uses its own."""
+    make_archive(tmp_path, toolchain.log)
+    client = await ensure_client(toolchain.rustc, TARGET, print, kind="linked")
+    assert toolchain.builds == [
+        f"rustc --locked --release --lib --target {TARGET} --crate-type staticlib --features linked"
+    ]
+    (tmp_path / "program.c").write_text(PROGRAM)
+    run(tmp_path, "gcc", "program.c", client, "-o", "program")
+    assert run(tmp_path, "./program") == "2 7 5\n"
+    names = [line.split()[-1] for line in run(tmp_path, "nm", "-a", "program").splitlines()]
+    assert {name: names.count(name) for name in ("std_version", "local_state", "seen_by_client")} == {
+        "std_version": 1,
+        "local_state": 1,
+        "seen_by_client": 1,
+    }
+    assert "hotpatch_client.std_version" in names
+    assert "hotpatch_client.not_needed" not in names
+    assert {"dl_iterate_phdr", "__jit_debug_descriptor", "__jit_debug_register_code"} <= set(names)
+
+
+async def test_linked_client_starts_by_itself(toolchain: Toolchain, tmp_path: Path) -> None:
+    """The linker keeps the client in a program that drops what nothing refers to, and it runs before `main`."""
+    make_archive(tmp_path, toolchain.log)
+    client = await ensure_client(toolchain.rustc, TARGET, print, kind="linked")
+    source = """
+        #include <stdio.h>
+        extern int seen __asm__("hotpatch_client.seen_by_client");
+        int main(void) { printf("%d\\n", seen); return 0; }
+    """
+    (tmp_path / "program.c").write_text(source)
+    run(tmp_path, "gcc", "-Wl,--gc-sections", "program.c", client, "-o", "program")
+    assert run(tmp_path, "./program") == "42\n"
+
+
+async def test_client_that_cannot_be_joined_is_an_error(
+    toolchain: Toolchain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A linker that fails is named, with what it printed and the variable that sets another one."""
+    make_archive(tmp_path, toolchain.log)
+    linker = tmp_path / "some-cc"
+    linker.write_text("#!/bin/sh\necho 'cannot link' >&2\nexit 1\n")
+    linker.chmod(0o755)
+    monkeypatch.setenv(LINKER_VARIABLE, str(linker))
+    with pytest.raises(BuildError, match="some-cc failed") as caught:
+        await ensure_client(toolchain.rustc, TARGET, print, kind="linked")
+    assert "cannot link" in caught.value.output
+    assert LINKER_VARIABLE in caught.value.hint
 
 
 async def test_prebuilt_library_is_taken_where_it_loads(

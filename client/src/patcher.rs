@@ -1,0 +1,23 @@
+//! What a session asks of the part that applies patches.
+
+use crate::wire::{Applied, Dylib, Program, Reason, Refusal};
+
+#[cfg(target_os = "linux")]
+use crate::wire::Patch;
+
+pub trait Patcher {
+    /// What `hello` says of the program and of the patches in force.
+    fn describe(&self) -> Program<'_>;
+
+    #[cfg(target_os = "linux")]
+    fn apply_image(&mut self, _patch: &Patch, _bytes: &[u8]) -> Result<Applied, Refusal> {
+        Err(Reason::Malformed.because("this client takes libraries, not images"))
+    }
+
+    fn apply_dylib(&mut self, _patch: &Dylib, _bytes: &[u8]) -> Result<Applied, Refusal> {
+        Err(Reason::Malformed.because("this client takes images, not libraries"))
+    }
+
+    /// Takes back all patches after `to`, or all.
+    fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal>;
+}

@@ -1,0 +1,1 @@
+"""Programs for foreign targets: built here, and run where that is possible."""
