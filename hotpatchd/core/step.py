@@ -488,7 +488,8 @@ def _undo_asked(state: State, event: UndoAsked) -> Result:
     if not targets:
         nothing = Reply(request=event.request, result={}, error="no patch is in force, so there is nothing to undo")
         return state, (nothing,)
-    if any(state.sessions[number].redirect == "jump_table" for number in targets):
+    sessions = [state.sessions[number] for number in targets]
+    if any(session.redirect == "jump_table" and session.hello.kind == "image" for session in sessions):
         error = "a program that is patched by its own subsecond crate cannot take patches back; revert the edit instead"
         return state, (Reply(request=event.request, result={}, error=error),)
     state = replace(

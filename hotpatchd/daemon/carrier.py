@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpatchd.core.dylibplan import plan_dylib_link
-from hotpatchd.core.errors import BuildError, ObjectError
+from hotpatchd.core.errors import BuildError
+from hotpatchd.core.jumptable import find_main
 from hotpatchd.core.linkline import LinkLine
+from hotpatchd.core.symbols import SymbolTable
 from hotpatchd.daemon.linking import run_linker
 from hotpatchd.daemon.processes import run_process
-from hotpatchd.objfile import elf
 from hotpatchd.objfile.carrier import Carried, Thunk, thunk_stride, write_carried
 from hotpatchd.objfile.image import Image
+from hotpatchd.objfile.symbols import read_symbols
 
 _BUNDLED = Path(__file__).parents[1] / "_bundled"
 _REFERENCE = "main"
@@ -40,14 +42,14 @@ class Carrier:
     Args:
         path: of the file.
         size: in bytes.
-        main_addr: link-time address of its `main`, the reference for all others.
+        symbols: its own; `main` is the reference for all addresses.
         jumps: run-time address in the program → link-time address in the library.
         image: the range of run-time addresses that its image takes once it is loaded.
     """
 
     path: Path
     size: int
-    main_addr: int
+    symbols: SymbolTable
     jumps: dict[int, int]
     image: range
 
@@ -83,6 +85,7 @@ class CarrierLinker:
 
         Raises:
             BuildError: the compiler or the linker failed.
+            ObjectError: the linker did not make the library that it was to make.
         """
         carried = Carried()
         if image is not None:
@@ -110,7 +113,8 @@ class CarrierLinker:
         await run_linker([*plan.argv, f"@{response}"], self.link_line, output)
         for temporary in (payload, response):
             temporary.unlink()
-        main_addr = await asyncio.to_thread(_addr_of_main, output)
+        symbols = await asyncio.to_thread(read_symbols, output)
+        main_addr = find_main(symbols, str(output))
         jumps = {
             place: main_addr + thunk_stride(self.machine) * index
             for index, entry in enumerate(entries)
@@ -120,7 +124,7 @@ class CarrierLinker:
         return Carrier(
             path=output,
             size=output.stat().st_size,
-            main_addr=main_addr,
+            symbols=symbols,
             jumps=jumps,
             image=range(start, carried.end),
         )
@@ -145,11 +149,3 @@ class CarrierLinker:
                 hint="is the standard library of the target installed completely?",
             )
         return output
-
-
-def _addr_of_main(library: Path) -> int:
-    file = elf.ElfFile(library.read_bytes(), str(library))
-    for symbol in file.symbols:
-        if symbol.name == _REFERENCE and symbol.shndx > 0:
-            return symbol.value
-    raise ObjectError(f"the linked library {library} does not define {_REFERENCE}")

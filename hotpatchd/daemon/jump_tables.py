@@ -23,6 +23,7 @@ from hotpatchd.core.dioxus import (
     DevtoolsTable,
 )
 from hotpatchd.core.errors import HotpatchdError, ObjectError
+from hotpatchd.core.jumptable import Jump, JumpTablePlan, devtools_table
 from hotpatchd.core.session import Session
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker
 from hotpatchd.daemon.server import PatchServer
@@ -92,35 +93,24 @@ def open_session(client: int, pid: int, host: HostIndex, target: str) -> Session
     return Session(client=client, hello=hello, next_addr=region.start, redirect="jump_table")
 
 
-def table_for(client: DevtoolsHello, carrier: Carrier, slide: int, host_main: int | None) -> DevtoolsTable:
-    """The jump table as a client computes with it.
-
-    It adds the difference between its run-time `main` and `aslr_reference` to every key. A program that does not export
-    `main` has no run-time `main` to tell: then both are 0, and the keys are run-time addresses.
-
-    Args:
-        client: what the program told.
-        carrier: the library.
-        slide: the program's, as its memory map tells it.
-        host_main: link-time address of the program's `main`.
+def table_for(client: DevtoolsHello, carrier: Carrier, session: Session, host: HostIndex) -> DevtoolsTable:
+    """The jump table of a carrier, as its program computes with it.
 
     Raises:
         ObjectError: the program took another `main` for its own.
     """
-    if not client.aslr_reference or host_main is None:
-        aslr_reference, offset = 0, client.aslr_reference
-    else:
-        aslr_reference, offset = host_main, client.aslr_reference - host_main
-        if offset != slide:
-            raise ObjectError(
-                f"the program takes {client.aslr_reference:#x} for its `main`, which is at {host_main + slide:#x}",
-                hint="does one of its libraries export a symbol `main`, too?",
-            )
-    return DevtoolsTable(
+    slide = session.hello.slide
+    jumps = tuple(Jump(place - slide, to, 0, "") for place, to in carrier.jumps.items())
+    return devtools_table(
+        JumpTablePlan(jumps=jumps, refusals=()),
         lib=str(carrier.path),
-        map={place - offset: to for place, to in carrier.jumps.items()},
-        aslr_reference=aslr_reference,
-        new_base_address=carrier.main_addr,
+        host=host,
+        host_origin=session.hello.exe,
+        host_image_base=0,
+        patch=carrier.symbols,
+        loaded_main_addr=client.aslr_reference,
+        slide=slide,
+        page_size=session.hello.page_size,
     )
 
 
@@ -211,7 +201,7 @@ class JumpTableClients:
             return
         answer: Applied | Refused
         try:
-            table = table_for(connected.hello, carrier, session.hello.slide, self._host_main)
+            table = table_for(connected.hello, carrier, session, self._host)
         except ObjectError as error:
             answer = Refused(reason="address", detail=str(error), symbol=None)
         else:
@@ -235,11 +225,6 @@ class JumpTableClients:
             library = self._directory / "libhotpatchd-announcement.so"
             self._empty = await self._carriers.link(None, (), library, page_size=resource.getpagesize())
         return self._empty.path
-
-    @property
-    def _host_main(self) -> int | None:
-        main = self._host.find("main")
-        return main.addr if main else None
 
 
 async def wait_loaded(pid: int, carrier: Carrier, timeout_s: float = LOAD_TIMEOUT_S) -> Applied | Refused:

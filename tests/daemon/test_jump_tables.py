@@ -15,6 +15,7 @@ from hotpatchd.core.errors import ObjectError
 from hotpatchd.daemon.carrier import Carrier
 from hotpatchd.daemon.jump_tables import NotOursError, has_client_library, open_session, table_for, wait_loaded
 from hotpatchd.objfile.host_index import HostIndex, read_host
+from hotpatchd.objfile.symbols import read_symbols
 from tests.objfile.build import run
 
 TARGET = "x86_64-unknown-linux-gnu"
@@ -78,7 +79,7 @@ def test_a_process_without_the_native_client_is_told_from_one_with_it() -> None:
 
 def carrier(path: Path, image: range = range(0), jumps: dict[int, int] | None = None) -> Carrier:
     """A library as it was linked."""
-    return Carrier(path=path, size=0, main_addr=0x1000, jumps=jumps or {}, image=image)
+    return Carrier(path=path, size=0, symbols=read_symbols(path), jumps=jumps or {}, image=image)
 
 
 def hello(aslr_reference: int) -> DevtoolsHello:
@@ -86,29 +87,28 @@ def hello(aslr_reference: int) -> DevtoolsHello:
     return DevtoolsHello(aslr_reference=aslr_reference, build_id=0, pid=1)
 
 
-def test_keys_of_a_table_are_link_time_addresses() -> None:
-    """The program adds what lies between its run-time `main` and the link-time one."""
-    table = table_for(hello(0x5000_0500), carrier(Path("lib.so"), jumps={0x5000_0900: 0x1008}), 0x5000_0000, 0x500)
-    assert table.map == {0x900: 0x1008}
-    assert (table.lib, table.aslr_reference, table.new_base_address) == ("lib.so", 0x500, 0x1000)
+def test_a_table_counts_from_what_the_program_told(running: tuple[int, int, HostIndex], library: Path) -> None:
+    """Link-time addresses for a program that exports its `main`, run-time addresses for one that does not."""
+    pid, main, host = running
+    session = open_session(7, pid, host, TARGET)
+    jumps = {main + 16: 0x1008}
+    exported = table_for(hello(main), carrier(library, jumps=jumps), session, host)
+    assert exported.map == {main + 16 - session.hello.slide: 0x1008}
+    hidden = table_for(hello(0), carrier(library, jumps=jumps), session, host)
+    assert (hidden.map, hidden.aslr_reference) == (jumps, 0)
 
 
-def test_a_program_that_does_not_export_main_gets_run_time_addresses() -> None:
-    """It finds no `main`, and adds the difference of two zeros."""
-    table = table_for(hello(0), carrier(Path("lib.so"), jumps={0x5000_0900: 0x1008}), 0x5000_0000, 0x500)
-    assert (table.map, table.aslr_reference) == ({0x5000_0900: 0x1008}, 0)
-
-
-def test_another_librarys_main_is_found_out() -> None:
+def test_another_librarys_main_is_found_out(running: tuple[int, int, HostIndex], library: Path) -> None:
     """Every address would be wrong by the distance between the two."""
-    with pytest.raises(ObjectError, match="takes 0x6000 for its `main`"):
-        table_for(hello(0x6000), carrier(Path("lib.so")), 0x5000_0000, 0x500)
+    pid, main, host = running
+    with pytest.raises(ObjectError, match=f"the `main` at {main + 4096:#x} is not that of"):
+        table_for(hello(main + 4096), carrier(library), open_session(7, pid, host, TARGET), host)
 
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     """Some library, which nobody has loaded."""
-    (tmp_path / "some.c").write_text("int some;")
+    (tmp_path / "some.c").write_text("int main(void) { return 0; }")
     run("cc", "-shared", "-o", tmp_path / "libsome.so", tmp_path / "some.c")
     return tmp_path / "libsome.so"
 

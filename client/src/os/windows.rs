@@ -145,7 +145,7 @@ fn place(file_name: &str, bytes: &[u8]) -> io::Result<PathBuf> {
         let temp = env::temp_dir();
         for entry in fs::read_dir(&temp).into_iter().flatten().flatten() {
             let pid = entry.file_name().to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse().ok());
-            if pid.is_some_and(|pid| !is_running(pid)) {
+            if pid.is_some_and(|pid| pid == process::id() || !is_running(pid)) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
