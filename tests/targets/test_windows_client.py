@@ -1,8 +1,11 @@
 """A Windows program that has the client as a dependency takes patch libraries; it runs under Wine."""
 
 import hashlib
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -21,14 +24,23 @@ MINGW = "x86_64-w64-mingw32"
 
 @pytest.fixture(scope="module")
 def windows(toolchain: Callable[[Name], Toolchain]) -> Iterator[Toolchain]:
-    """The toolchain, and Wine's server and services: those that a program starts hold on to that program's output."""
-    it = toolchain(TARGET)
+    """The toolchain, with Wine's server and services running: those that a program starts hold on to its output.
+
+    They run in a copy of the prefix, since they are to end with these tests and not with others.
+    """
+    installed = toolchain(TARGET)
     null = subprocess.DEVNULL
-    argv = ("wineserver", "-f", "-p")
-    with subprocess.Popen(argv, env=it.environ, stdin=null, stdout=null, stderr=null) as server:
-        subprocess.run(["wine", "cmd", "/c", "exit"], env=it.environ, stdin=null, stdout=null, stderr=null, check=True)
-        yield it
-        server.terminate()
+    with tempfile.TemporaryDirectory() as directory:
+        prefix = Path(directory) / "wine"
+        shutil.copytree(installed.variables["WINEPREFIX"], prefix, symlinks=True)
+        own = replace(installed, variables={**installed.variables, "WINEPREFIX": str(prefix)})
+        with subprocess.Popen(
+            ("wineserver", "-f", "-p"), env=own.environ, stdin=null, stdout=null, stderr=null
+        ) as server:
+            argv = ("wine", "cmd", "/c", "exit")
+            subprocess.run(argv, env=own.environ, stdin=null, stdout=null, stderr=null, check=True)
+            yield own
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
