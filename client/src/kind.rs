@@ -29,4 +29,10 @@ impl Kind {
             possible[0]
         }
     }
+
+    /// Whether the environment asks for nothing to be written into the program's code.
+    #[cfg(target_os = "linux")]
+    pub fn is_calls_asked() -> bool {
+        env::var("HOTPATCHD_KIND").as_deref() == Ok("calls")
+    }
 }

@@ -68,17 +68,21 @@ class Program:
     async def ask(self, command: str) -> str:
         """The line with which the program answers."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write(command.encode() + b"\n")
-        return (await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)).decode().strip()
+        return (await self._line()).strip()
 
     async def ask_lines(self, command: str) -> list[str]:
         """The lines with which the program answers, up to `.`."""
-        assert self.process.stdout is not None
         lines = [await self.ask(command)]
         while lines[-1] != ".":
-            lines.append((await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)).decode().rstrip())
+            lines.append((await self._line()).rstrip())
         return lines[:-1]
+
+    async def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = await asyncio.wait_for(self.process.stdout.readline(), WAIT_S)
+        assert line, "the program has ended"
+        return line.decode()
 
     def tasks(self, name: str) -> list[Path]:
         """The threads of that name, as directories in /proc."""

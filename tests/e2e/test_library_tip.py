@@ -22,17 +22,23 @@ def device(root: Path) -> Project:
     return project
 
 
-@pytest.fixture(scope="module", params=["dylib", "calls"])
-def shared_device(
-    request: pytest.FixtureRequest, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[SharedSession]:
-    """The program under `hotpatchd run`, for all tests: with a client that writes into its code, and one that does not.
+def start_device(config: pytest.Config, root: Path, kind: str) -> Session:
+    """The program under `hotpatchd run`, its dependencies built in a cache that outlives the run.
 
-    Its dependencies are built in a cache that outlives the run.
+    Args:
+        config: pytest's.
+        root: where its sources go.
+        kind: what its client takes: `dylib`, or `calls` for one that does not write into the program's code.
     """
-    assert pytestconfig.cache
-    env = {"HOTPATCHD_KIND": request.param, "CARGO_TARGET_DIR": str(pytestconfig.cache.mkdir("device"))}
-    shared = SharedSession(lambda: Session(device(tmp_path_factory.mktemp("device")), env=env))
+    assert config.cache
+    env = {"HOTPATCHD_KIND": kind, "CARGO_TARGET_DIR": str(config.cache.mkdir(f"device-{kind}"))}
+    return Session(device(root), env=env)
+
+
+@pytest.fixture(scope="module")
+def shared_device(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSession]:
+    """The program with a client that writes into its code, for all tests that ask for it."""
+    shared = SharedSession(lambda: start_device(pytestconfig, tmp_path_factory.mktemp("device"), "dylib"))
     yield shared
     shared.end()
 
@@ -142,3 +148,22 @@ def test_undo_goes_back_to_the_code_before(session: Session) -> None:
     result = session.cli("undo")
     assert result.returncode == 0, result.stderr
     assert session.daemon.wait_value("extra", "plain")["sum"] == "60"
+
+
+def test_hot_calls_lead_to_new_code(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    """Where no code is written, the calls that go through the client reach what is edited below them, also by undo."""
+    with start_device(pytestconfig, tmp_path, "calls").wait_started() as session:
+        assert session.apply(MAIN, "    left + right", "    left * right").patched == ("device::sum",)
+        session.daemon.wait_value("sum", "60")
+        session.apply(MAIN, 'String::from("plain")', 'String::from("other")')
+        assert session.daemon.wait_value("extra", "other")["sum"] == "60"
+        assert session.cli("undo").returncode == 0
+        assert session.daemon.wait_value("extra", "plain")["sum"] == "60"
+        assert_continuous(session.daemon.app_lines())
+
+
+def test_edit_outside_hot_calls_says_so(pytestconfig: pytest.Config, tmp_path: Path) -> None:
+    """An edit of what no hot call leads to is noted by name."""
+    with start_device(pytestconfig, tmp_path, "calls").wait_started() as session:
+        verdict = session.apply(MAIN, "from_secs(600)", "from_secs(900)")
+        assert verdict.noted("not_hot") == ["device::main"]
