@@ -102,6 +102,7 @@ def plan_image_link(
     output: str,
     base_addr: int,
     keep: Iterable[str],
+    page_size: int = PAGE_SIZE,
 ) -> LinkPlan:
     """Plan the link of an image.
 
@@ -112,6 +113,7 @@ def plan_image_link(
         output: path of the linked patch.
         base_addr: where its first segment goes, a multiple of the page size.
         keep: symbols that must be there though nothing in the patch refers to them.
+        page_size: of the process that it is for, in bytes.
 
     Returns:
         A command that links a static executable without entry point, its first byte at `base_addr`.
@@ -125,7 +127,7 @@ def plan_image_link(
         f"{_BASE_ADDRESS[linker]}{base_addr:#x}",
         "--gc-sections",
         "--build-id=none",
-        *("-z", "noseparate-code", "-z", "norelro", "-z", f"max-page-size={PAGE_SIZE}"),
+        *("-z", "noseparate-code", "-z", "norelro", "-z", f"max-page-size={page_size}"),
         *("-e", "0"),
     ]
     kind = ["-static"] if direct else ["-static", "-nostdlib", "-no-pie"]

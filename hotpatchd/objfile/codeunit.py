@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
+from hotpatchd.objfile.machines import MACHINES
 
 LOCATION_SIZE = 24
 """Bytes of `core::panic::Location`: pointer and length of the file's name, line, column (u32 each)."""
@@ -60,6 +61,7 @@ class CodeUnit:
         self, obj: elf.RelocatableObject, name: str, *, from_archive: bool, shares_locals: bool = False
     ) -> None:
         self.obj = obj
+        self.machine = MACHINES[obj.header.machine]
         self.name = name
         self.from_archive = from_archive
         self._shares_locals = shares_locals
@@ -108,12 +110,17 @@ class CodeUnit:
         """Name of the shared object-local function that a section consists of; empty if it does not."""
         if not self._shares_locals or section <= 0 or self.kinds[section] != "function":
             return ""
-        symbols = [self.obj.symbols[index] for index in self.obj.symbols_of_section.get(section, ())]
+        symbols = [self.obj.symbols[index] for index in self._named_in(section)]
         return symbols[0].name if len(symbols) == 1 and self._is_shared_local(symbols[0]) else ""
+
+    def _named_in(self, section: int) -> list[int]:
+        """Indices of the symbols that name something in the section."""
+        indices = self.obj.symbols_of_section.get(section, [])
+        return [index for index in indices if not self.machine.is_mapping_symbol(self.obj.symbols[index].name)]
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
         """All named definitions in one section, local ones included."""
-        return tuple(map(self._definition, self.obj.symbols_of_section.get(section, ())))
+        return tuple(map(self._definition, self._named_in(section)))
 
     @cached_property
     def collected(self) -> dict[bytes, str]:
@@ -138,7 +145,7 @@ class CodeUnit:
         )
 
     def _exception_table(self, section: int) -> int | None:
-        for index in self.obj.symbols_of_section.get(section, ()):
+        for index in self._named_in(section):
             table = self.obj.section_named(f".gcc_except_table.{self.obj.symbols[index].name}")
             if table is not None:
                 return table
@@ -296,7 +303,7 @@ class CodeUnit:
             return contents
         reloc = relocs[0]
         symbol = self.obj.symbols[reloc.symbol]
-        if reloc.offset or reloc.type != elf.R_X86_64_64 or symbol.shndx <= 0:
+        if reloc.offset or reloc.type != self.machine.absolute or symbol.shndx <= 0:
             return contents
         name_length = int.from_bytes(contents[8:16], "little")
         header = self.obj.sections[symbol.shndx]

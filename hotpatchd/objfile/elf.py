@@ -3,7 +3,7 @@
 An edit is compared and linked within milliseconds, so the objects of rustc are unpacked here directly; pyelftools
 serves where time does not matter (host binaries) and as the reference that the tests compare with.
 
-Source: System V ABI, chapters 4 and 5 (gabi4+), and the x86-64 psABI for relocation types.
+Source: System V ABI, chapters 4 and 5 (gabi4+), and the x86-64 psABI and AAELF64 for relocation types.
 """
 
 import mmap
@@ -16,6 +16,7 @@ from hotpatchd.core.errors import ObjectError
 
 ET_REL, ET_EXEC, ET_DYN = 1, 2, 3
 EM_X86_64, EM_AARCH64 = 62, 183
+MACHINE_NAMES = {EM_X86_64: "x86-64", EM_AARCH64: "aarch64"}
 
 SHT_PROGBITS, SHT_SYMTAB, SHT_STRTAB, SHT_RELA = 1, 2, 3, 4
 SHT_NOBITS, SHT_INIT_ARRAY, SHT_SYMTAB_SHNDX = 8, 14, 18
@@ -29,7 +30,8 @@ STT_NOTYPE, STT_OBJECT, STT_FUNC, STT_SECTION, STT_FILE, STT_TLS, STT_GNU_IFUNC 
 
 R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_GOTPCREL = 1, 2, 4, 9
 R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX = 41, 42
-GOT_RELOCATIONS = frozenset({R_X86_64_GOTPCREL, R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX})
+R_AARCH64_ABS64, R_AARCH64_ADR_PREL_PG_HI21, R_AARCH64_LDST64_ABS_LO12_NC = 257, 275, 286
+R_AARCH64_ADR_GOT_PAGE, R_AARCH64_LD64_GOT_LO12_NC = 311, 312
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 SHDR = struct.Struct("<IIQQQQIIQQ")
@@ -123,7 +125,7 @@ def string_at(table: bytes, offset: int) -> str:
 
 
 class ElfFile:
-    """An ELF file for x86-64, unpacked on demand.
+    """An ELF file for one of `MACHINE_NAMES`, unpacked on demand.
 
     Args:
         data: its bytes.
@@ -137,8 +139,9 @@ class ElfFile:
         self.data = data
         self.origin = origin
         self.header = parse_header(data, origin)
-        if self.header.machine != EM_X86_64:
-            raise ObjectError(f"{origin} is for machine {self.header.machine}, not x86-64")
+        if self.header.machine not in MACHINE_NAMES:
+            known = " or ".join(MACHINE_NAMES.values())
+            raise ObjectError(f"{origin} is for machine {self.header.machine}, not {known}")
 
     def contents(self, section: Section) -> bytes:
         """The section's bytes; empty for SHT_NOBITS."""

@@ -24,13 +24,12 @@ from elftools.elf.sections import NoteSection
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile import elf
+from hotpatchd.objfile.machines import MACHINES, Machine
 from hotpatchd.objfile.stub import TlsBlock
 
-_MAGIC = b"hpdidx\x00\x03"
+_MAGIC = b"hpdidx\x00\x04"
 _HEADER = struct.Struct("<8sQ")
 """Magic with a format version, length of the JSON header in bytes."""
-
-_DISPLACEMENT = struct.Struct("<i")
 
 _KINDS: tuple[Literal["function", "data", "tls"], ...] = ("function", "data", "tls")
 _KIND_OF_TYPE = {
@@ -51,12 +50,14 @@ class HostHeader:
 
     Args:
         build_id: content of the GNU build-id note, or `sha256-` and the file's SHA-256, in hex.
+        machine: `e_machine`.
         position_independent: ET_DYN; otherwise run-time addresses are link-time addresses.
         tls: its PT_TLS segment.
         code: executable PT_LOAD segments: (link-time address, offset in the file, size in the file).
     """
 
     build_id: str
+    machine: int
     position_independent: bool
     tls: TlsBlock | None
     code: tuple[tuple[int, int, int], ...]
@@ -219,6 +220,7 @@ def load_index(path: Path) -> HostIndex | None:
             return None
         header = HostHeader(
             build_id=fields["build_id"],
+            machine=fields["machine"],
             position_independent=fields["position_independent"],
             tls=TlsBlock(**fields["tls"]) if fields["tls"] else None,
             code=tuple((start, offset, size) for start, offset, size in fields["code"]),
@@ -242,7 +244,7 @@ def read_host(path: Path) -> HostIndex:
         data = path.read_bytes()
         with path.open("rb") as file:
             binary = ELFFile(file)
-            header = _host_header(binary, build_id)
+            header = _host_header(binary, elf.ElfFile(data, str(path)).header.machine, build_id)
             symtab = binary.get_section_by_name(".symtab")
             if symtab is None:
                 raise ObjectError(
@@ -252,7 +254,7 @@ def read_host(path: Path) -> HostIndex:
             strtab = binary.get_section(symtab["sh_link"])
             rows = data[symtab["sh_offset"] : symtab["sh_offset"] + symtab["sh_size"]]
             strings = data[strtab["sh_offset"] : strtab["sh_offset"] + strtab["sh_size"]]
-        return _index_symbols(header, rows, strings)
+        return _index_symbols(header, MACHINES[header.machine], rows, strings)
     except _UNREADABLE as error:
         raise ObjectError(f"cannot read the symbols of {path}: {error}") from error
 
@@ -276,13 +278,21 @@ def build_id_of(path: Path) -> str:
         raise ObjectError(f"cannot read {path}: {error}") from error
 
 
-def _host_header(binary: ELFFile, build_id: str) -> HostHeader:
+def _host_header(binary: ELFFile, machine: int, build_id: str) -> HostHeader:
     segments = list(binary.iter_segments())
     tls = next((s for s in segments if s["p_type"] == "PT_TLS"), None)
     return HostHeader(
         build_id=build_id,
+        machine=machine,
         position_independent=binary["e_type"] == "ET_DYN",
-        tls=TlsBlock(addr=tls["p_vaddr"], size=tls["p_memsz"], align=tls["p_align"]) if tls else None,
+        tls=TlsBlock(
+            addr=tls["p_vaddr"],
+            size=tls["p_memsz"],
+            align=tls["p_align"],
+            variant=MACHINES[machine].tls_variant,
+        )
+        if tls
+        else None,
         code=tuple(
             (s["p_vaddr"], s["p_offset"], s["p_filesz"])
             for s in segments
@@ -296,11 +306,15 @@ def _without_suffix(name: bytes) -> bytes:
     return name.partition(b".llvm.")[0]
 
 
-def _index_symbols(header: HostHeader, rows: bytes, strings: bytes) -> HostIndex:
+def _index_symbols(header: HostHeader, machine: Machine, rows: bytes, strings: bytes) -> HostIndex:
+    skipped = b"$" if machine.has_mapping_symbols else b"\0"
     found = sorted(
         (_without_suffix(strings[name : strings.index(b"\0", name)]), value, size, _KIND_OF_TYPE[info & 15])
         for name, info, _, shndx, value, size in elf.SYM.iter_unpack(rows)
-        if name and 0 < shndx < elf.SHN_LORESERVE and info & 15 in _KIND_OF_TYPE
+        if name
+        and 0 < shndx < elf.SHN_LORESERVE
+        and info & 15 in _KIND_OF_TYPE
+        and not strings.startswith(skipped, name)
     )
     starts = array("I", [0])
     place = 0
@@ -333,6 +347,7 @@ class HostCode:
 
     def __init__(self, path: Path, header: HostHeader) -> None:
         self._segments = header.code
+        self._machine = MACHINES[header.machine]
         try:
             with path.open("rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -340,12 +355,11 @@ class HostCode:
             raise ObjectError(f"cannot read {path}: {error}") from error
 
     def count_references(self, addr: int, size: int, target: int) -> int:
-        """How many 32-bit displacements in the code at `addr` lead to `target`: calls, jumps, addresses taken."""
+        """How often the code at `addr` refers to `target`: see `Machine.count_references`."""
         for start, offset, length in self._segments:
             if start <= addr and addr + size <= start + length:
                 code = self._data[offset + addr - start : offset + addr - start + size]
-                places = range(len(code) - 3)
-                return sum(_DISPLACEMENT.unpack_from(code, i)[0] == target - (addr + i + 4) for i in places)
+                return self._machine.count_references(code, addr, target)
         return 0
 
 

@@ -39,8 +39,12 @@ class Image:
         return max((s.addr + s.mem_size for s in self.segments), default=0)
 
 
-def read_image(path: Path) -> Image:
+def read_image(path: Path, *, page_size: int = PAGE) -> Image:
     """Read what the linker wrote.
+
+    Args:
+        path: the linked patch.
+        page_size: of the process that it is for, in bytes.
 
     Raises:
         ObjectError: it is not what the link plan asked for.
@@ -61,7 +65,7 @@ def read_image(path: Path) -> Image:
             continue
         if offset + filesz > len(file.data):
             raise ObjectError(f"{path} is cut short: a segment lies beyond its end")
-        lead = vaddr % PAGE
+        lead = vaddr % page_size
         segments.append(
             Segment(
                 addr=vaddr - lead,

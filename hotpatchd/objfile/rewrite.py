@@ -123,10 +123,10 @@ def _redirect(
             is_tls = definition.kind == "tls"
             index = table.append_undefined(definition.name, elf.STT_TLS if is_tls else elf.STT_NOTYPE)
             addend += symbol.value - definition.offset
-        elif symbol.name in imports and kind in elf.GOT_RELOCATIONS and symbol.shndx == elf.SHN_UNDEF:
+        elif symbol.name in imports and kind in unit.machine.slot_types and symbol.shndx == elf.SHN_UNDEF:
             # "The GOT entry of X" and "the import slot of X" are the same thing: 8 bytes that hold X's address.
             index = table.append_undefined(IMPORT_SLOT_PREFIX + symbol.name, elf.STT_NOTYPE)
-            kind = elf.R_X86_64_PC32
+            kind = unit.machine.slot_types[kind]
         else:
             continue
         place = rela.offset + row * elf.RELA.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,12 @@ CLIENT = PROGRAMS.parents[1] / "client"
 
 def device(root: Path) -> Project:
     """A copy of the program `device`, with the client where it is."""
-    project = Project("device", root / "device")
-    manifest = project.root / "Cargo.toml"
+    source = shutil.copytree(PROGRAMS / "device", root / "source")
+    manifest = source / "Cargo.toml"
     manifest.write_text(manifest.read_text().replace("../../../client", str(CLIENT)))
-    return project
+    # Cargo tells copies apart by their age alone, where they share a target directory.
+    (source / MAIN).touch()
+    return Project(source, root / "device")
 
 
 def start_device(config: pytest.Config, root: Path, kind: str) -> Session:

@@ -153,7 +153,7 @@ def test_changed_bytes_are_an_object_error_or_another_object(object_bytes: bytes
     [
         (EI_CLASS, b"\x01", "64-bit little-endian"),
         (EI_DATA, b"\x02", "64-bit little-endian"),
-        (E_MACHINE, struct.pack("<H", 183), "machine 183"),
+        (E_MACHINE, struct.pack("<H", 243), "machine 243"),
         (E_TYPE, struct.pack("<H", elf.ET_DYN), "not a relocatable object"),
         (0, b"MZ\0\0", "not an ELF file"),
     ],

@@ -1,0 +1,134 @@
+"""What depends on the processor in ELF files: relocation types, the jump to a far place, where thread-locals lie.
+
+Source: the x86-64 psABI, and ELF for the Arm 64-bit Architecture (AAELF64), for relocation types and thread-local
+storage; the Arm Architecture Reference Manual for instructions.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hotpatchd.objfile import elf
+
+_BRANCH26, _BRANCH26_BITS = 0x7C000000, 0x14000000
+_ADDRESS, _ADR_BITS, _ADRP_BITS = 0x9F000000, 0x10000000, 0x90000000
+_ADD_IMMEDIATE, _ADD_IMMEDIATE_BITS = 0xFFC00000, 0x91000000
+_PAGE = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A processor that images are made for.
+
+    Args:
+        e_machine: as the ELF header says it.
+        absolute: the relocation type of a 64-bit address.
+        slot_types: relocation types that reach a symbol by its entry in the GOT → those that reach a slot by its name
+            in the same way.
+        jump: instructions that jump to where a slot says, before relocation.
+        jump_stride: bytes from one such jump to the next; `jump_padding` fills what is left.
+        jump_padding: a byte.
+        jump_relocs: (offset in the jump, relocation type, addend) of what leads to the slot.
+        detour_size: bytes of a function's beginning that the client overwrites.
+        tls_variant: whether the program's thread-locals lie above the thread pointer (1) or below it (2).
+        has_mapping_symbols: whether symbols such as `$x` tell code from data.
+    """
+
+    e_machine: int
+    absolute: int
+    slot_types: Mapping[int, int]
+    jump: bytes
+    jump_stride: int
+    jump_padding: bytes
+    jump_relocs: tuple[tuple[int, int, int], ...]
+    detour_size: int
+    tls_variant: Literal[1, 2]
+    has_mapping_symbols: bool
+
+    def is_mapping_symbol(self, name: str) -> bool:
+        """Whether a symbol names nothing, but tells what kind of bytes begin there."""
+        return self.has_mapping_symbols and name.startswith("$")
+
+    def count_references(self, code: bytes, addr: int, target: int) -> int:
+        """How many relocations the linker resolved to `target` in some code: calls, jumps, addresses taken.
+
+        Args:
+            code: whole instructions.
+            addr: of the first byte.
+            target: an address in the same file.
+        """
+        if self.e_machine == elf.EM_AARCH64:
+            return _count_aarch64(code, addr, target)
+        places = range(len(code) - 3)
+        return sum(_DISPLACEMENT.unpack_from(code, i)[0] == target - (addr + i + 4) for i in places)
+
+
+_DISPLACEMENT = struct.Struct("<i")
+
+X86_64 = Machine(
+    e_machine=elf.EM_X86_64,
+    absolute=elf.R_X86_64_64,
+    slot_types=dict.fromkeys(
+        (elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX), elf.R_X86_64_PC32
+    ),
+    # jmp *slot(%rip)
+    jump=bytes.fromhex("ff2500000000"),
+    jump_stride=8,
+    jump_padding=b"\xcc",
+    jump_relocs=((2, elf.R_X86_64_PC32, -4),),
+    detour_size=5,
+    tls_variant=2,
+    has_mapping_symbols=False,
+)
+
+AARCH64 = Machine(
+    e_machine=elf.EM_AARCH64,
+    absolute=elf.R_AARCH64_ABS64,
+    slot_types={
+        elf.R_AARCH64_ADR_GOT_PAGE: elf.R_AARCH64_ADR_PREL_PG_HI21,
+        elf.R_AARCH64_LD64_GOT_LO12_NC: elf.R_AARCH64_LDST64_ABS_LO12_NC,
+    },
+    # adrp x16, slot; ldr x16, [x16, :lo12:slot]; br x16
+    jump=bytes.fromhex("10000090 100240f9 00021fd6"),
+    jump_stride=16,
+    jump_padding=b"\0",
+    jump_relocs=((0, elf.R_AARCH64_ADR_PREL_PG_HI21, 0), (4, elf.R_AARCH64_LDST64_ABS_LO12_NC, 0)),
+    detour_size=4,
+    tls_variant=1,
+    has_mapping_symbols=True,
+)
+
+MACHINES: Mapping[int, Machine] = {machine.e_machine: machine for machine in (X86_64, AARCH64)}
+"""By `e_machine`."""
+
+
+def _count_aarch64(code: bytes, addr: int, target: int) -> int:
+    """As many as the object had relocations: one for a branch, two for an address, which takes two instructions.
+
+    Source: AAELF64, static relocations; linkers may put `adr` and `nop` in place of `adrp` and `add`.
+    """
+    found = 0
+    pages: dict[int, int] = {}
+    for offset in range(0, len(code) - 3, 4):
+        (word,) = struct.unpack_from("<I", code, offset)
+        pc = addr + offset
+        register, source = word & 31, word >> 5 & 31
+        if word & _BRANCH26 == _BRANCH26_BITS:
+            found += pc + 4 * _signed(word, 26) == target
+        elif word & _ADDRESS == _ADRP_BITS:
+            pages[register] = (pc - pc % _PAGE) + _PAGE * _address_immediate(word)
+        elif word & _ADDRESS == _ADR_BITS:
+            found += 2 * (pc + _address_immediate(word) == target)
+        elif word & _ADD_IMMEDIATE == _ADD_IMMEDIATE_BITS and source in pages:
+            found += 2 * (pages[source] + (word >> 10 & 0xFFF) == target)
+    return found
+
+
+def _address_immediate(word: int) -> int:
+    return _signed(word >> 5 << 2 | word >> 29 & 3, 21)
+
+
+def _signed(value: int, bits: int) -> int:
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
