@@ -12,8 +12,9 @@ from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.symbols import SymbolTable
 from hotpatchd.daemon.linking import run_linker
 from hotpatchd.daemon.processes import run_process
-from hotpatchd.objfile.carrier import Carried, Thunk, thunk_stride, write_carried
+from hotpatchd.objfile.carrier import Carried, Thunk, write_carried
 from hotpatchd.objfile.image import Image
+from hotpatchd.objfile.machines import Machine
 from hotpatchd.objfile.symbols import read_symbols
 
 _BUNDLED = Path(__file__).parents[1] / "_bundled"
@@ -61,11 +62,13 @@ class CarrierLinker:
         link_line: the command that linked the program.
         target: target triple of the program.
         rustc: the compiler of the program, with the arguments that choose its target.
-        machine: `e_machine` of the program.
+        machine: of the program.
         directory: where the code that all carriers share is kept.
     """
 
-    def __init__(self, link_line: LinkLine, target: str, rustc: Sequence[str], machine: int, directory: Path) -> None:
+    def __init__(
+        self, link_line: LinkLine, target: str, rustc: Sequence[str], machine: Machine, directory: Path
+    ) -> None:
         self.link_line = link_line
         self.target = target
         self.rustc = tuple(rustc)
@@ -116,7 +119,7 @@ class CarrierLinker:
         symbols = await asyncio.to_thread(read_symbols, output)
         main_addr = find_main(symbols, str(output))
         jumps = {
-            place: main_addr + thunk_stride(self.machine) * index
+            place: main_addr + self.machine.jump_stride * index
             for index, entry in enumerate(entries)
             for place in entry.places
         }

@@ -31,12 +31,10 @@ from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.image import Image, read_image
+from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX, rewrite
 from hotpatchd.objfile.stub import write_stub
-
-DETOUR_SIZE = 5
-"""Bytes of `jmp rel32`, the jump that replaces a function's beginning."""
 
 _NO_ROOM = "it is new, and only the native client has room for it in threads that run already; restart"
 _NO_ROOM_LEFT = "it is new, and the room that the client keeps for such in every thread is used up; restart"
@@ -96,6 +94,7 @@ class Patcher:
         state_dir: Path,
     ) -> None:
         self.host = host
+        self.machine = MACHINES[host.header.machine]
         self.archives = archives
         self.link_line = link_line
         self.linker = linker
@@ -287,11 +286,12 @@ class Patcher:
     def _too_short(self, session: Session, names: Iterable[str]) -> Iterator[Refusal]:
         for name in names:
             for addr, size in self._places(session, name):
-                if size < DETOUR_SIZE and self.host.room_at(addr) < DETOUR_SIZE and name not in session.symbols:
+                needed = self.machine.detour_size
+                if size < needed and self.host.room_at(addr) < needed and name not in session.symbols:
                     yield Refusal(
                         symbol=name,
                         reason="too_short",
-                        detail=f"it is {size} bytes long, and a jump to its new code takes {DETOUR_SIZE}",
+                        detail=f"it is {size} bytes long, and a jump to its new code takes {needed}",
                     )
 
     def _folded(self, session: Session, changed: Iterable[str], objects: BuildObjects) -> Iterator[Refusal]:
@@ -323,12 +323,13 @@ class Patcher:
             objects=inputs,
             output=str(elf_path),
             base_addr=session.next_addr,
+            page_size=session.hello.page_size,
             keep=[name + NEW_CODE_SUFFIX for name in plan.selection.replaced],
         )
         response = elf_dir / "link.args"
         response.write_text(command.response, "utf-8", "surrogateescape")
         await run_linker([*command.argv, f"@{response}"], self.link_line, elf_path)
-        image = read_image(elf_path)
+        image = read_image(elf_path, page_size=session.hello.page_size)
         for covered in range(slot + 1, (image.end - 1 - region.addr) // region.slot_size + 1):
             alias = elf_dir / f"slot-{covered}.elf"
             alias.unlink(missing_ok=True)
@@ -370,6 +371,7 @@ class Patcher:
                 absolute=absolute,
                 thread_locals=thread_locals,
                 imports=selection.imports,
+                machine=self.machine,
             )
         )
         return [*paths, str(stub)]

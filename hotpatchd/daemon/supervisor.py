@@ -44,10 +44,10 @@ from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder, captured_files
 from hotpatchd.daemon.watcher import Batch, Watcher
-from hotpatchd.objfile import elf
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
 from hotpatchd.objfile.library_object import program_build_id
+from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.symbols import read_symbols
 
@@ -237,7 +237,8 @@ class Daemon:
         """What images are made with; programs that take them may also be patched by their own jump tables."""
         assert self.server is not None
         host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
-        carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), elf.EM_X86_64, self.state_dir)
+        machine = MACHINES[host.header.machine]
+        carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), machine, self.state_dir)
         self._hot_calls = JumpTableClients(
             server=self.server,
             host=host,

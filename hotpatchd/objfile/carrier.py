@@ -15,35 +15,13 @@ from dataclasses import dataclass
 from hotpatchd.core.client import EhFrame, Import, Protection, Segment
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.elf_writer import ObjectWriter
+from hotpatchd.objfile.machines import Machine
 
 _WORD = struct.Struct("<Q")
 _WORDS_OF_HEADER = 12
 _PROTECTION: Mapping[Protection, int] = {"r": 1, "rw": 3, "rx": 5}
 _REGISTER_FRAME = "__register_frame"
 _R_AARCH64_ABS64, _R_AARCH64_ADR_PREL_PG_HI21, _R_AARCH64_LDST64_ABS_LO12_NC = 257, 275, 286
-
-
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    """How a thunk is written: its bytes, its stride, the (offset, type, addend) that lead to its slot."""
-
-    thunk: bytes
-    stride: int
-    relocs: tuple[tuple[int, int, int], ...]
-    word: int
-
-
-_MACHINES = {
-    # jmp *slot(%rip)
-    elf.EM_X86_64: _Machine(bytes.fromhex("ff2500000000"), 8, ((2, elf.R_X86_64_PC32, -4),), elf.R_X86_64_64),
-    # adrp x16, slot; ldr x16, [x16, :lo12:slot]; br x16
-    elf.EM_AARCH64: _Machine(
-        bytes.fromhex("10000090 100240f9 00021fd6"),
-        16,
-        ((0, _R_AARCH64_ADR_PREL_PG_HI21, 0), (4, _R_AARCH64_LDST64_ABS_LO12_NC, 0)),
-        _R_AARCH64_ABS64,
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,25 +56,19 @@ class Carried:
     end: int = 0
 
 
-def thunk_stride(machine: int) -> int:
-    """Bytes from one thunk to the next, for an `e_machine`."""
-    return _MACHINES[machine].stride
-
-
-def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: int, page_size: int) -> bytes:
+def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: Machine, page_size: int) -> bytes:
     """Write the object that holds an image.
 
     Args:
         carried: the image; an empty one only redirects.
-        thunks: in the order in which they lie after `main`, `thunk_stride` apart.
-        machine: `e_machine`.
+        thunks: in the order in which they lie after `main`, `machine.jump_stride` apart.
+        machine: of the process.
         page_size: of the process, in bytes.
 
     Returns:
         An ELF relocatable object.
     """
-    abi = _MACHINES[machine]
-    out = ObjectWriter(machine)
+    out = ObjectWriter(machine.e_machine)
     header = _WORD.size * _WORDS_OF_HEADER
     segments = b"".join(
         struct.pack("<5Q", s.addr, s.mem_size, s.offset, s.file_size, _PROTECTION[s.prot]) for s in carried.segments
@@ -115,7 +87,7 @@ def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: int, pa
     table = struct.pack(f"<{_WORDS_OF_HEADER}Q", *words) + segments + imports + targets + slots
     image_section = out.section(".rodata.carried", carried.payload, flags=elf.SHF_ALLOC, align=16)
     table_section = out.section(".data.carried", table, flags=elf.SHF_ALLOC | elf.SHF_WRITE)
-    code = b"".join(abi.thunk.ljust(abi.stride, b"\0") for _ in thunks) or abi.thunk
+    code = machine.jump.ljust(machine.jump_stride, machine.jump_padding) * max(len(thunks), 1)
     thunk_section = out.section(".text.carried", code, flags=elf.SHF_ALLOC | elf.SHF_EXECINSTR, align=16)
     image = out.define("hotpatch_image", image_section, 0, visibility=elf.STV_HIDDEN)
     carried_symbol = out.define("hotpatch_carried", table_section, 0, visibility=elf.STV_HIDDEN)
@@ -123,14 +95,14 @@ def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: int, pa
     pointers = ((2, image, 0), (3, carried_symbol, segments_at), (5, carried_symbol, imports_at))
     tables = ((9, carried_symbol, slots_at), (10, carried_symbol, targets_at))
     for word, symbol, offset in (*pointers, *tables):
-        out.relocate(table_section, _WORD.size * word, abi.word, symbol, offset)
-    out.relocate(table_section, _WORD.size * 8, abi.word, out.undefined(_REGISTER_FRAME, weak=True))
+        out.relocate(table_section, _WORD.size * word, machine.absolute, symbol, offset)
+    out.relocate(table_section, _WORD.size * 8, machine.absolute, out.undefined(_REGISTER_FRAME, weak=True))
     for index, wanted in enumerate(carried.imports):
         place = imports_at + 16 * index + 8
-        out.relocate(table_section, place, abi.word, out.undefined(wanted.name, weak=True))
+        out.relocate(table_section, place, machine.absolute, out.undefined(wanted.name, weak=True))
     for index in range(len(thunks)):
-        for offset, kind, addend in abi.relocs:
+        for offset, kind, addend in machine.jump_relocs:
             place = slots_at + _WORD.size * index
-            out.relocate(thunk_section, abi.stride * index + offset, kind, carried_symbol, place + addend)
+            out.relocate(thunk_section, machine.jump_stride * index + offset, kind, carried_symbol, place + addend)
     out.section(".note.GNU-stack", flags=0, align=1)
     return out.finish()

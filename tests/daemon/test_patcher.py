@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.core.client import Detour, ThreadLocalImage
+from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied, after_undo
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker
 from hotpatchd.daemon.patcher import Patcher, Ready
-from hotpatchd.objfile import elf
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, read_host
+from hotpatchd.objfile.machines import X86_64
 from hotpatchd.objfile.objects import BuildObjects, object_file
 from tests.core.fakes import session
 from tests.objfile.build import run
@@ -76,7 +76,7 @@ class World:
             crate_names=frozenset({"app"}),
             baseline=self.baseline,
             host_code=HostCode(root / "host", index.header) if optimised else None,
-            carriers=CarrierLinker(link_line, "x86_64-unknown-linux-gnu", ["rustc"], elf.EM_X86_64, root),
+            carriers=CarrierLinker(link_line, "x86_64-unknown-linux-gnu", ["rustc"], X86_64, root),
             state_dir=self.state_dir,
         )
 
@@ -108,10 +108,15 @@ def reasons(ready: Ready) -> list[tuple[str | None, str]]:
     return [(refusal.symbol, refusal.reason) for refusal in ready.prepared.refusals]
 
 
+def image_of(ready: Ready) -> Patch:
+    """The patch that must have been made."""
+    assert isinstance(ready.patch, Patch), ready.prepared.refusals
+    return ready.patch
+
+
 def detours(ready: Ready) -> list[Detour]:
     """The jumps of a patch that must have been made."""
-    assert ready.patch is not None, ready.prepared.refusals
-    return list(ready.patch.detours)
+    return list(image_of(ready).detours)
 
 
 def applied(client: Session, ready: Ready) -> Session:
@@ -161,9 +166,11 @@ async def test_a_changed_function_is_replaced(tmp_path: Path) -> None:
     ready = await world.prepare(F2 + G1, client)
     (detour,) = detours(ready)
     assert (detour.from_addr, detour.size) == (world.addr("f"), 6)
-    assert ready.patch is not None
-    assert ready.patch.segments[0].addr == client.next_addr
-    assert (ready.patch.patch, ready.patch.size) == (hashlib.sha256(ready.payload).hexdigest(), len(ready.payload))
+    assert image_of(ready).segments[0].addr == client.next_addr
+    assert (image_of(ready).patch, image_of(ready).size) == (
+        hashlib.sha256(ready.payload).hexdigest(),
+        len(ready.payload),
+    )
     code = ready.payload[detour.to_addr - client.next_addr :][:6]
     assert code == bytes.fromhex("b802000000c3")
     assert ready.prepared.functions.patched == ("app::f",)
@@ -180,8 +187,7 @@ async def test_addresses_are_those_of_the_running_program(tmp_path: Path) -> Non
     assert ready.prepared.functions.added == ("app::new",)
     assert ready.prepared.content is not None
     (new,) = ready.prepared.content.symbols.values()
-    assert ready.patch is not None
-    ends = [(part.addr, part.addr + part.mem_size) for part in ready.patch.segments]
+    ends = [(part.addr, part.addr + part.mem_size) for part in image_of(ready).segments]
     assert any(start <= new.addr + 0x1000000 < end for start, end in ends)
 
 
@@ -290,9 +296,8 @@ async def test_the_linked_patch_is_found_under_every_slot_that_it_covers(tmp_pat
     region = replace(client.hello.region, slot_size=0x1000)
     client = replace(client, hello=replace(client.hello, region=region), next_addr=region.addr + 0x2000)
     ready = await World(tmp_path, F1).prepare(function("f", "ret", ".zero 0x2100, 0x90"), client)
-    assert ready.patch is not None
-    assert ready.patch.elf is not None
-    linked = Path(ready.patch.elf)
+    assert image_of(ready).elf is not None
+    linked = Path(image_of(ready).elf)
     assert linked.name == "slot-2.elf"
     slots = sorted(linked.parent.glob("slot-*.elf"))
     assert [path.name for path in slots] == ["slot-2.elf", "slot-3.elf", "slot-4.elf"]
@@ -305,7 +310,7 @@ async def test_new_thread_locals_are_placed_one_after_the_other(tmp_path: Path) 
     locals_ = thread_local("a", ".byte 5", 1) + thread_local("b", ".quad 0", 8) + thread_local("c", ".quad 6", 16)
     ready = await world.prepare(locals_ + reading("f", "a", "b", "c"))
     assert ready.patch is not None, ready.prepared.refusals
-    assert ready.patch.thread_locals == (
+    assert image_of(ready).thread_locals == (
         ThreadLocalImage(offset=-64, data="05"),
         ThreadLocalImage(offset=-48, data="0600000000000000"),
     )
@@ -321,8 +326,7 @@ async def test_later_thread_locals_are_placed_behind_earlier_ones(tmp_path: Path
     first = thread_local("a", ".long 5")
     client = applied(session(1), await world.prepare(first + reading("f", "a")))
     ready = await world.prepare(first + thread_local("b", ".long 6") + reading("f", "a", "b"), client)
-    assert ready.patch is not None
-    assert ready.patch.thread_locals == (ThreadLocalImage(offset=-60, data="06000000"),)
+    assert image_of(ready).thread_locals == (ThreadLocalImage(offset=-60, data="06000000"),)
 
 
 @pytest.mark.parametrize(("size", "fits"), [(64, True), (65, False)])

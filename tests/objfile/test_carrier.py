@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.objfile import elf
-from hotpatchd.objfile.carrier import Carried, Thunk, thunk_stride, write_carried
+from hotpatchd.objfile.carrier import Carried, Thunk, write_carried
 from hotpatchd.objfile.image import Image, read_image
+from hotpatchd.objfile.machines import X86_64
 from hotpatchd.objfile.rewrite import rewrite
 from hotpatchd.objfile.stub import write_stub
 from tests.objfile.build import c_unit, link_image, run
@@ -39,7 +39,7 @@ def region() -> Iterator[Region]:
 
 def carrier_library(root: Path, carried: Carried, thunks: list[Thunk]) -> ctypes.CDLL:
     """A carrier library, loaded."""
-    (root / "carried.o").write_bytes(write_carried(carried, thunks, machine=elf.EM_X86_64, page_size=mmap.PAGESIZE))
+    (root / "carried.o").write_bytes(write_carried(carried, thunks, machine=X86_64, page_size=mmap.PAGESIZE))
     flags = "--edition=2021 --crate-type=lib --emit=obj -Copt-level=s -Cpanic=abort -Crelocation-model=pic"
     run("rustc", *flags.split(), "-o", root / "carrier.o", SOURCE)
     run("cc", "-shared", "-nostdlib", "-o", root / "libcarrier.so", "carrier.o", "carried.o", cwd=root)
@@ -76,7 +76,7 @@ def carried_of(image: Image) -> Carried:
 def enter(library: ctypes.CDLL, number: int, argument: int) -> int:
     """What a thunk returns."""
     main = ctypes.cast(library.main, ctypes.c_void_p).value or 0
-    return callable_at(main + thunk_stride(elf.EM_X86_64) * number, ctypes.c_int)(argument)
+    return callable_at(main + X86_64.jump_stride * number, ctypes.c_int)(argument)
 
 
 def test_loading_a_carrier_puts_its_image_in_place(tmp_path: Path, region: Region) -> None:
