@@ -92,10 +92,14 @@ def rewrite(
             table.append_alias(index, NEW_CODE_SUFFIX)
         if symbol.name in host_names and symbol.bind != elf.STB_LOCAL:
             table.undefine(index)
-    for section in sections:
-        _redirect(unit, section, host_sections, imports, data, table)
-    if unit.from_archive:
-        _exclude_debug(obj, data)
+    for index in sections:
+        _redirect(unit, index, host_sections, imports, data, table)
+    for index, section in enumerate(obj.sections):
+        # Linkers keep what runs at start-up, and all that it leads to, though nothing refers to it.
+        is_unwanted = unit.kind(index) == "init" and index not in sections
+        if is_unwanted or (unit.from_archive and section.name.startswith((".debug_", ".rela.debug_"))):
+            place = obj.header.section_offset + index * elf.SHDR.size + 8
+            struct.pack_into("<Q", data, place, section.flags | elf.SHF_EXCLUDE)
     return _with_tables(obj, data, table)
 
 
@@ -131,13 +135,6 @@ def _redirect(
             continue
         place = rela.offset + row * elf.RELA.size
         elf.RELA.pack_into(data, place, reloc.offset, index << 32 | kind, addend)
-
-
-def _exclude_debug(obj: elf.RelocatableObject, data: bytearray) -> None:
-    for index, section in enumerate(obj.sections):
-        if section.name.startswith((".debug_", ".rela.debug_")):
-            place = obj.header.section_offset + index * elf.SHDR.size + 8
-            struct.pack_into("<Q", data, place, section.flags | elf.SHF_EXCLUDE)
 
 
 def _with_tables(obj: elf.RelocatableObject, data: bytearray, table: _SymbolTable) -> bytes:

@@ -297,7 +297,7 @@ async def test_the_linked_patch_is_found_under_every_slot_that_it_covers(tmp_pat
     client = replace(client, hello=replace(client.hello, region=region), next_addr=region.addr + 0x2000)
     ready = await World(tmp_path, F1).prepare(function("f", "ret", ".zero 0x2100, 0x90"), client)
     assert image_of(ready).elf is not None
-    linked = Path(image_of(ready).elf)
+    linked = Path(image_of(ready).elf or "")
     assert linked.name == "slot-2.elf"
     slots = sorted(linked.parent.glob("slot-*.elf"))
     assert [path.name for path in slots] == ["slot-2.elf", "slot-3.elf", "slot-4.elf"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hotpatchd.core.address_space import is_free, parse_maps
 from hotpatchd.objfile.carrier import Carried, Thunk, write_carried
 from hotpatchd.objfile.image import Image, read_image
 from hotpatchd.objfile.machines import X86_64
@@ -46,6 +47,13 @@ def carrier_library(root: Path, carried: Carried, thunks: list[Thunk]) -> ctypes
     return ctypes.CDLL(str(root / "libcarrier.so"))
 
 
+def free_addr(region: Region) -> int:
+    """Where an image finds room, within reach of the region; images of earlier tests stay where they are."""
+    maps = parse_maps(Path("/proc/self/maps").read_text())
+    places = range(region.addr - (16 << 20), region.addr - (1 << 30), -(16 << 20))
+    return next(addr for addr in places if is_free(maps, range(addr, addr + (1 << 20))))
+
+
 def image_at(root: Path, addr: int, old: int) -> Image:
     """The patch, linked for an address."""
     unit = c_unit(root, PATCH)
@@ -82,7 +90,7 @@ def enter(library: ctypes.CDLL, number: int, argument: int) -> int:
 def test_loading_a_carrier_puts_its_image_in_place(tmp_path: Path, region: Region) -> None:
     """Thunks lead to code that reaches the program's functions, imports, constants and its own statics."""
     old, _ = region.place_host(PLUS_100, b"")
-    image = image_at(tmp_path, region.addr - (64 << 20), old)
+    image = image_at(tmp_path, free_addr(region), old)
     thunks = [Thunk(before=old, after=image.symbols[name].addr) for name in ("twice", "measure", "count")]
 
     library = carrier_library(tmp_path, carried_of(image), thunks)
@@ -107,7 +115,7 @@ def test_a_carrier_without_room_for_its_image_changes_nothing(tmp_path: Path, re
 def test_a_carrier_with_an_import_that_nobody_has_changes_nothing(tmp_path: Path, region: Region) -> None:
     """The image is taken out again, and thunks lead to the old code."""
     old, _ = region.place_host(PLUS_100, b"")
-    image = image_at(tmp_path, region.addr - (96 << 20), old)
+    image = image_at(tmp_path, free_addr(region), old)
     wanted = [type(entry)(name="nobody_has_this", slot=entry.slot) for entry in image.imports]
     carried = Carried(payload=image.payload, segments=image.segments, imports=tuple(wanted), end=image.end)
 

@@ -305,6 +305,33 @@ def test_two_functions_of_one_name_are_counted(tmp_path: Path, region: Region, l
     assert image.imports == ()
 
 
+STARTS = """
+void missing(void);
+__attribute__((constructor)) static void start(void) { missing(); }
+int f(int n) { return n + 1; }
+"""
+
+
+@pytest.mark.parametrize("linker", LINKERS)
+def test_what_runs_at_start_up_is_left_out(tmp_path: Path, region: Region, linker: str) -> None:
+    """The program has started; what its start-up code would need does not have to be there."""
+    unit = c_unit(tmp_path, STARTS)
+    (f,) = (definition for definition in unit.exports.values() if definition.name == "f")
+    copy = rewrite(
+        unit,
+        sections=frozenset({f.section}),
+        host_sections={},
+        host_names=frozenset(),
+        replaced=frozenset(),
+        imports=frozenset(),
+    )
+    stub = write_stub(absolute={}, thread_locals={}, imports=[])
+    image = read_image(link_image(tmp_path, linker, [copy, stub], base_addr=region.addr, keep=["f"]))
+    region.load(image)
+    assert callable_at(image.symbols["f"].addr, ctypes.c_int)(1) == 2
+    assert "start" not in image.symbols
+
+
 SMALL = "int data = 1; int f(int n) { return data += n; }"
 
 
