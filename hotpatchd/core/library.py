@@ -29,8 +29,10 @@ class ProgramSymbols:
     def __init__(self, table: SymbolTable) -> None:
         self.table = table
         self._by_name: dict[str, list[Symbol]] = {}
+        # A thunk is as good as what it jumps to, and nothing else may lead there in PE. Elsewhere the loader finds it.
+        has_thunks = table.format == "pe"
         for symbol in table.symbols:
-            if symbol.is_defined and not symbol.is_absolute:
+            if symbol.is_defined and not symbol.is_absolute and (has_thunks or not symbol.is_stub):
                 self._by_name.setdefault(symbol.name, []).append(symbol)
 
     def find(self, name: str) -> HostSymbol | None:

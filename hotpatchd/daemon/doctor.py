@@ -21,7 +21,7 @@ from hotpatchd.core.targets import SUPPORTED, ClientStart, PatchKind, TargetSupp
 from hotpatchd.daemon.cargo_config import target_variable, user_linker, user_runner, user_rustflags
 from hotpatchd.daemon.fatbuild import Workspace, load_workspace
 from hotpatchd.daemon.lock import read_daemon
-from hotpatchd.daemon.program import client_for, native_triple
+from hotpatchd.daemon.program import client_for, native_triple, target_support
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.supervisor import state_dir_of
 
@@ -67,7 +67,8 @@ async def examine(selection: CargoSelection, cwd: Path, environ: Mapping[str, st
     if selection.target is None or selection.target == native_triple():
         machine = [_platform(), *_toolchain(environ), _linker(environ), await _client(environ)]
     else:
-        machine = [*_toolchain(environ), *_target(selection.target, cwd, environ)]
+        support = await target_support(selection.target, cwd=cwd, environ=environ)
+        machine = [*_toolchain(environ), *_target(support, cwd, environ)]
     checks = [*machine, _watches()]
     try:
         workspace = await load_workspace(selection, cwd=cwd, environ=environ)
@@ -124,17 +125,15 @@ def _linker(environ: Mapping[str, str]) -> _Check:
         return _check("linker", "warning", error.message, error.hint)
 
 
-def _target(triple: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[_Check]:
+def _target(support: TargetSupport, cwd: Path, environ: Mapping[str, str]) -> Iterator[_Check]:
     """What can be done for programs of another target, and whether what it takes is there."""
+    triple = support.triple
     known = (_answer(["rustc", "--print", "target-list"], environ) or "").split()
     if known and triple not in known:
         near = difflib.get_close_matches(triple, known)
         fix = f"did you mean {' or '.join(near)}?" if near else "`rustc --print target-list` names those that it knows"
         yield _check("target", "error", f"rustc knows no target {triple}", fix)
         return
-    flags = user_rustflags(triple, cwd=cwd, environ=environ)
-    settings = _answer(["rustc", "--print", "cfg", "--target", triple, *flags], environ) or ""
-    support = describe_target(triple, crt_static='target_feature="crt-static"' in settings)
     if support.patch == "none":
         yield _check("target", "error", support.reason, f"supported are {SUPPORTED}")
         return
@@ -148,7 +147,7 @@ def _target(triple: str, cwd: Path, environ: Mapping[str, str]) -> Iterator[_Che
     if support.limits:
         yield _check("limits", "ok", "; ".join(support.limits))
     yield _std(triple, environ)
-    yield _target_linker(support, flags, cwd, environ)
+    yield _target_linker(support, user_rustflags(triple, cwd=cwd, environ=environ), cwd, environ)
     yield _runner(support, cwd, environ)
 
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from hotpatchd.core.errors import UsageError
-from hotpatchd.daemon.cargo_config import user_runner
-from hotpatchd.daemon.client_build import ensure_client
+from hotpatchd.core.targets import TargetSupport, describe_target
+from hotpatchd.daemon.cargo_config import user_runner, user_rustflags
+from hotpatchd.daemon.client_build import ClientKind, ensure_client
+from hotpatchd.daemon.processes import run_process
 from hotpatchd.daemon.report import Terminal
 
 GRACE_S = 3.0
@@ -23,18 +25,48 @@ def native_triple() -> str:
     return f"{platform.machine()}-unknown-linux-gnu"
 
 
-async def client_for(target: str | None, environ: Mapping[str, str], terminal: Terminal) -> Path:
-    """The client library for programs of a target (None: this machine's), built if it has to be.
+def _rustc(environ: Mapping[str, str]) -> str:
+    """The compiler that cargo runs."""
+    return environ.get("RUSTC") or "rustc"
+
+
+async def target_support(triple: str, *, cwd: Path, environ: Mapping[str, str]) -> TargetSupport:
+    """What can be done for programs of a target as they are built here: for musl, rustc knows whether they are static."""
+    if "-musl" not in triple:
+        return describe_target(triple)
+    flags = user_rustflags(triple, cwd=cwd, environ=environ)
+    finished = await run_process(
+        [_rustc(environ), "--print", "cfg", "--target", triple, *flags], cwd=str(cwd), env=environ
+    )
+    return describe_target(triple, crt_static=b'target_feature="crt-static"' in finished.stdout)
+
+
+def linked_client_args(client: Path) -> tuple[str, ...]:
+    """Arguments for rustc that link the client, a relocatable object, into a program, before the libraries it needs.
+
+    Source: the rustc book, `-l`: native libraries of a program come before those of the crates that it depends on.
+    """
+    return (f"-Lnative={client.parent}", f"-lstatic:+whole-archive,+verbatim={client.name}")
+
+
+async def client_for(
+    target: str | None, environ: Mapping[str, str], terminal: Terminal, kind: ClientKind = "preload"
+) -> Path:
+    """The client for programs of a target (None: this machine's), built if it has to be.
 
     Raises:
         HotpatchdError: it cannot be had.
     """
-    rustc = shutil.which("rustc", path=environ.get("PATH"))
+    rustc = shutil.which(_rustc(environ), path=environ.get("PATH"))
     if rustc is None:
-        raise UsageError("rustc is not on PATH", hint="install Rust from https://rustup.rs")
+        raise UsageError(f"{_rustc(environ)} is not on PATH", hint="install Rust from https://rustup.rs")
     triple = target or native_triple()
     with terminal.console.status("Building the client") as status:
-        return await ensure_client(Path(rustc), triple, lambda line: status.update(f"Building the client: {line}"))
+
+        def told(line: str) -> None:
+            status.update(f"Building the client: {line}")
+
+        return await ensure_client(Path(rustc), triple, told, kind=kind)
 
 
 def program_command(

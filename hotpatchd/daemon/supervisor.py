@@ -27,7 +27,6 @@ from hotpatchd.core.linkplan import Linker
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
-from hotpatchd.core.targets import describe_target
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
@@ -39,7 +38,15 @@ from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import identify
 from hotpatchd.daemon.lock import StateLock
 from hotpatchd.daemon.patcher import Patcher, Ready
-from hotpatchd.daemon.program import client_environ, client_for, native_triple, program_command, run_program
+from hotpatchd.daemon.program import (
+    client_environ,
+    client_for,
+    linked_client_args,
+    native_triple,
+    program_command,
+    run_program,
+    target_support,
+)
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.thin import ThinBuilder, captured_files
@@ -123,6 +130,7 @@ class Daemon:
         self._last_request = 0
         self._fat: FatBuild | None = None
         self._build_id = ""
+        self._linked_client: Path | None = None
         self._builder: ThinBuilder | None = None
         self._patcher: Patcher | None = None
         self._make_library_patcher: Callable[[], Coroutine[Any, Any, LibraryPatcher]] | None = None
@@ -153,13 +161,14 @@ class Daemon:
         Raises:
             HotpatchdError: something without which no edit can be applied does not work.
         """
-        support = describe_target(self.options.selection.target or native_triple())
-        is_preloaded = program is not None and self.options.protocol != "dioxus" and support.client == "preload"
-        client = (
-            await client_for(self.options.selection.target, self.options.environ, self.terminal)
-            if is_preloaded
-            else None
-        )
+        options = self.options
+        triple = options.selection.target or native_triple()
+        support = await target_support(triple, cwd=options.cwd, environ=options.environ)
+        client = None
+        if support.client == "linked":
+            self._linked_client = await client_for(triple, options.environ, self.terminal, kind="linked")
+        elif support.client == "preload" and program is not None and options.protocol != "dioxus":
+            client = await client_for(triple, options.environ, self.terminal)
         watcher = Watcher(
             [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
             excluded=[self.workspace.target_dir, self.workspace.build_dir],
@@ -187,8 +196,7 @@ class Daemon:
                     base = {**self.options.environ, **package}
                     if self._speaks_devtools:
                         base |= devtools_environ(url)
-                    environ = client_environ(base, client, self.state_dir, fat.executable, fat.tip.triple)
-                    triple = fat.tip.triple
+                    environ = client_environ(base, client, self.state_dir, fat.executable, triple)
                     work = run_program(
                         program_command(fat.executable, program, triple, cwd=self.options.cwd, environ=base),
                         environ,
@@ -229,9 +237,9 @@ class Daemon:
         )
 
     def _tip_args(self) -> tuple[str, ...]:
-        if not self._speaks_devtools:
-            return ()
-        return export_main_args(self.options.selection.target or native_triple())
+        exports = export_main_args(self.options.selection.target or native_triple()) if self._speaks_devtools else ()
+        client = linked_client_args(self._linked_client) if self._linked_client else ()
+        return (*exports, *client)
 
     async def _image_tools(self, fat: FatBuild, link_line: LinkLine) -> "_ImageTools":
         """What images are made with; programs that take them may also be patched by their own jump tables."""

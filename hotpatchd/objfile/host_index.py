@@ -301,20 +301,25 @@ def _host_header(binary: ELFFile, machine: int, build_id: str) -> HostHeader:
     )
 
 
-def _without_suffix(name: bytes) -> bytes:
-    """The name less the `.llvm.<n>` that link-time optimisation adds to local symbols when it makes them global."""
-    return name.partition(b".llvm.")[0]
+def _labels(name: bytes) -> tuple[bytes, ...]:
+    """The name as the members of libraries have it, and as thin objects have it.
+
+    Link-time optimisation adds `.llvm.<n>` to local symbols that it makes global, also when a library is built.
+    """
+    plain, suffix, _ = name.partition(b".llvm.")
+    return (name, plain) if suffix else (name,)
 
 
 def _index_symbols(header: HostHeader, machine: Machine, rows: bytes, strings: bytes) -> HostIndex:
     skipped = b"$" if machine.has_mapping_symbols else b"\0"
     found = sorted(
-        (_without_suffix(strings[name : strings.index(b"\0", name)]), value, size, _KIND_OF_TYPE[info & 15])
+        (label, value, size, _KIND_OF_TYPE[info & 15])
         for name, info, _, shndx, value, size in elf.SYM.iter_unpack(rows)
         if name
         and 0 < shndx < elf.SHN_LORESERVE
         and info & 15 in _KIND_OF_TYPE
         and not strings.startswith(skipped, name)
+        for label in _labels(strings[name : strings.index(b"\0", name)])
     )
     starts = array("I", [0])
     place = 0

@@ -127,7 +127,8 @@ def test_panic_in_new_code_is_caught(session: Session) -> None:
     session.apply(
         MAIN,
         '    String::from("plain")\n}\n',
-        '    let caught = std::panic::catch_unwind(|| sum(u64::MAX, 1));\n    format!("caught:{}", caught.is_err())\n}\n',
+        "    let caught = std::panic::catch_unwind(|| sum(u64::MAX, 1));\n"
+        '    format!("caught:{}", caught.is_err())\n}\n',
     )
     session.daemon.wait_value("extra", "caught:true")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from hotpatchd.core.errors import ObjectError
+from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.objects import BuildObjects, ObjectFile, object_file
 from tests.objfile.build import run
 
@@ -50,7 +51,7 @@ def test_objects_taken_over_need_not_exist_until_somebody_looks(tmp_path: Path) 
     later = BuildObjects({"a": link}, earlier)
     a.path.unlink()
     unit = later.get("fa")
-    assert unit is not None
+    assert isinstance(unit, CodeUnit)
     assert unit.obj.origin == str(link.path)
 
 

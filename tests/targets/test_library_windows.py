@@ -17,20 +17,22 @@ TARGET: Name = "x86_64-pc-windows-gnu"
 def shared_device(
     toolchain: Callable[[Name], Toolchain], pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SharedSession]:
-    """The program under Wine, whose server is started first: one that a program starts would outlive the session."""
+    """The program under Wine, whose server and services run already: those that it starts would outlive the session."""
     assert pytestconfig.cache
     windows = toolchain(TARGET)
     env = {**windows.environ, "CARGO_TARGET_DIR": str(pytestconfig.cache.mkdir("device-windows"))}
     null = subprocess.DEVNULL
-    with subprocess.Popen(
-        ("wineserver", "-f", "-p"), env=windows.environ, stdin=null, stdout=null, stderr=null
-    ) as server:
-        shared = SharedSession(
-            lambda: Session(device(tmp_path_factory.mktemp("device")), selection=("--target", TARGET), env=env)
-        )
-        yield shared
-        shared.end()
-        server.terminate()
+    argv = ("wineserver", "-f", "-p")
+    with subprocess.Popen(argv, env=windows.environ, stdin=null, stdout=null, stderr=null) as server:
+        try:
+            subprocess.run(("wine", "cmd", "/c", "exit"), env=windows.environ, stdin=null, stdout=null, check=True)
+            shared = SharedSession(
+                lambda: Session(device(tmp_path_factory.mktemp("device")), selection=("--target", TARGET), env=env)
+            )
+            yield shared
+            shared.end()
+        finally:
+            server.terminate()
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def test_panic_in_new_code_is_caught(session: Session) -> None:
     session.apply(
         MAIN,
         '    String::from("plain")\n}\n',
-        '    let caught = std::panic::catch_unwind(|| sum(u64::MAX, 1));\n    format!("caught:{}", caught.is_err())\n}\n',
+        "    let caught = std::panic::catch_unwind(|| sum(u64::MAX, 1));\n"
+        '    format!("caught:{}", caught.is_err())\n}\n',
     )
     session.daemon.wait_value("extra", "caught:true")
 
