@@ -67,7 +67,10 @@ async def examine(selection: CargoSelection, cwd: Path, environ: Mapping[str, st
     if selection.target is None or selection.target == native_triple():
         machine = [_platform(), *_toolchain(environ), _linker(environ), await _client(environ)]
     else:
-        support = await target_support(selection.target, cwd=cwd, environ=environ)
+        try:
+            support = await target_support(selection.target, cwd=cwd, environ=environ)
+        except BuildError:
+            support = describe_target(selection.target)
         machine = [*_toolchain(environ), *_target(support, cwd, environ)]
     checks = [*machine, _watches()]
     try:

@@ -31,7 +31,11 @@ def _rustc(environ: Mapping[str, str]) -> str:
 
 
 async def target_support(triple: str, *, cwd: Path, environ: Mapping[str, str]) -> TargetSupport:
-    """What can be done for programs of a target as they are built here: for musl, rustc knows whether they are static."""
+    """What can be done for programs of a target as they are built here; whether those for musl are static, rustc knows.
+
+    Raises:
+        BuildError: there is no rustc.
+    """
     if "-musl" not in triple:
         return describe_target(triple)
     flags = user_rustflags(triple, cwd=cwd, environ=environ)
