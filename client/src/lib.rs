@@ -70,7 +70,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 #[cfg_attr(feature = "linked", export_name = "hotpatch_client_at_load")]
 static AT_LOAD: extern "C" fn() = {
     extern "C" fn at_load() {
-        // The program's calls look at the table of the client that is linked into it, which `start` is called of.
+        // Calls look at the table of the client that is linked into the program, and the program starts that one.
         if !kind::Kind::is_calls_asked() {
             start();
         }

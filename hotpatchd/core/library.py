@@ -43,6 +43,10 @@ class ProgramSymbols:
         size = places[0].size if self.table.sizes == "stated" else 0
         return HostSymbol(places[0].addr, size, places[0].kind, len({symbol.addr for symbol in places}))
 
+    def room(self, name: str) -> int:
+        """Bytes that a symbol has, padding included where the file does not state sizes; 0 for an unknown one."""
+        return max((symbol.size for symbol in self._by_name.get(name, ())), default=0)
+
     def functions(self, name: str) -> tuple[tuple[int, int], ...]:
         """All functions of that name whose code the file has: (link-time address, size)."""
         return self.table.functions(name)
@@ -136,6 +140,36 @@ def refuse_thread_locals(selection: Selection, host: Host, *, can_share: bool) -
                 reason="thread_local",
                 detail="a patch library reaches it by functions of the program only, and the edited code does not",
             )
+
+
+def refuse_grown(extents: Mapping[str, tuple[int, int]], program: ProgramSymbols) -> Iterator[Refusal]:
+    """Refuse statics that may not fit any more where the program has them, in formats that state no sizes.
+
+    Args:
+        extents: static of the program → bytes to the next thing behind it, in the objects of the program's own source
+            and in the newest ones. Where these agree, more than the program has is padding.
+        program: its symbols.
+    """
+    for name, (before, now) in sorted(extents.items()):
+        room = program.room(name)
+        if now > room and now != before:
+            yield Refusal(
+                symbol=name,
+                reason="static_changed",
+                detail=f"the running program has room for {room} bytes, and it may take {now} bytes now",
+            )
+
+
+def note_stale_copies(patched: Iterable[str]) -> tuple[Note, ...]:
+    """Notes for edited functions of an optimised program."""
+    return tuple(
+        Note(
+            symbol=demangle(name),
+            note="inlined_into",
+            detail="the program is optimised: wherever this function was inlined, its old code stays",
+        )
+        for name in patched
+    )
 
 
 def note_own_state(selection: Selection) -> tuple[Note, ...]:

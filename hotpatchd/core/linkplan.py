@@ -94,6 +94,17 @@ def plan_version_query(line: LinkLine) -> tuple[str, ...]:
     return (line.driver, *kept, *wrap(["--version"], direct=is_direct(line)))
 
 
+def plan_search_query(line: LinkLine) -> tuple[str, ...] | None:
+    """The command that makes the driver of a captured command print how it would run the linker, directories included.
+
+    None where the command runs a linker itself: it says all there is to say.
+    """
+    if is_direct(line):
+        return None
+    kept, _ = _kept_flags(line)
+    return (line.driver, *kept, "-static", "-###", "-lc")
+
+
 def plan_image_link(
     line: LinkLine,
     *,

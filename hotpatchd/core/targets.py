@@ -106,7 +106,7 @@ _ROWS = (
         client="linked",
         reason=_LINKED_IN,
         runs="with Debian's musl",
-        limits=("what a patch imports must be in the program already",),
+        limits=("what a patch needs of libc, the program's or that of `libc.a`, must not have state of its own twice",),
     ),
     _Row(
         os="linux",
@@ -125,7 +125,7 @@ _ROWS = (
         client="linked",
         reason=_LINKED_IN,
         runs="",
-        limits=("what a patch imports must be in the program already",),
+        limits=("what a patch needs of libc, the program's or that of `libc.a`, must not have state of its own twice",),
     ),
     _Row(
         os="windows-gnu",

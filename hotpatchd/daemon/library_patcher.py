@@ -23,6 +23,8 @@ from hotpatchd.core.library import (
     choose_roots,
     find_news,
     note_own_state,
+    note_stale_copies,
+    refuse_grown,
     refuse_thread_locals,
     renamed,
 )
@@ -34,6 +36,7 @@ from hotpatchd.core.unit import Archives, Fingerprint, is_rust_name
 from hotpatchd.daemon.linking import identify, run_linker
 from hotpatchd.daemon.patcher import Ready, absence_notes, defined_functions, display, edit_notes, is_own, named
 from hotpatchd.daemon.processes import run_process
+from hotpatchd.objfile.atoms import AtomUnit
 from hotpatchd.objfile.dylib_stub import StubSymbol, write_dylib_stub
 from hotpatchd.objfile.library_object import PROGRAM_FORMATS, prepare_object
 from hotpatchd.objfile.objects import BuildObjects
@@ -210,16 +213,32 @@ class LibraryPatcher:
             known = session.running.get(name)
             return known or (self.baseline.fingerprint(name) if self.program.find(name) else None)
 
+        news = find_news(functions, running)
+        if any(file.is_optimised for file in self.baseline.files.values()):
+            notes += note_stale_copies(filter(self._is_own, news.patched))
         can_share = self.program.table.format == "macho"
         return _Plan(
             selection=selection,
             host=host,
             functions=functions,
-            news=find_news(functions, running),
+            news=news,
             moved=differences.moved,
             notes=(*notes, *note_own_state(selection)),
-            refusals=(*selection.refusals, *refuse_thread_locals(selection, host, can_share=can_share)),
+            refusals=(
+                *selection.refusals,
+                *refuse_thread_locals(selection, host, can_share=can_share),
+                *refuse_grown(self._extents(selection, objects), self.program),
+            ),
         )
+
+    def _extents(self, selection: Selection, objects: BuildObjects) -> dict[str, tuple[int, int]]:
+        """Statics of the program that the newest objects define, too, with how far they reach there and before."""
+        found = {}
+        for name in selection.host_names:
+            before, now = self.baseline.get(name), objects.get(name)
+            if isinstance(now, AtomUnit) and now.exports[name].kind == "data":
+                found[name] = (before.extent(name) if isinstance(before, AtomUnit) else 0, now.extent(name))
+        return found
 
     async def _library(self, session: Session, plan: _Plan, objects: BuildObjects) -> _Library:
         """The linked library; one for all clients that need the same bytes."""

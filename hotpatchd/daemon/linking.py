@@ -16,7 +16,7 @@ async def identify(line: LinkLine) -> Linker:
     Raises:
         HotpatchdError: it cannot be run, or is not known.
     """
-    finished = await run_process(plan_version_query(line), env=_link_environ(line))
+    finished = await run_process(plan_version_query(line), env=link_environ(line))
     return identify_linker((finished.stdout + finished.stderr).decode("utf-8", "replace"))
 
 
@@ -26,7 +26,7 @@ async def run_linker(argv: Sequence[str], line: LinkLine, output: Path) -> None:
     Raises:
         BuildError: it failed; its exit status counts, and that the file is there.
     """
-    finished = await run_process(argv, env=_link_environ(line))
+    finished = await run_process(argv, env=link_environ(line))
     if finished.status or not output.exists():
         raise BuildError(
             f"the linker `{argv[0]}` failed with exit status {finished.status}",
@@ -34,7 +34,8 @@ async def run_linker(argv: Sequence[str], line: LinkLine, output: Path) -> None:
         )
 
 
-def _link_environ(line: LinkLine) -> dict[str, str]:
+def link_environ(line: LinkLine) -> dict[str, str]:
+    """The environment in which a captured linker command runs again."""
     # rustc prunes PATH for the linker; the developer's own stands behind it, so that `ld` is found.
     env = {name: value for name, value in os.environ.items() if name not in line.unset_env}
     for name, value in line.env:

@@ -37,6 +37,7 @@ from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import identify
 from hotpatchd.daemon.lock import StateLock
+from hotpatchd.daemon.native_libraries import static_libraries
 from hotpatchd.daemon.patcher import Patcher, Ready
 from hotpatchd.daemon.program import (
     client_environ,
@@ -303,7 +304,8 @@ class Daemon:
         self._builder = builder = ThinBuilder(crates)
         with self.terminal.working("Compiling the objects to compare with"):
             baseline, batch = await self._make_baseline(fat, builder, watcher)
-        archive_set = ArchiveSet(tuple(Path(path) for path in archives(link_line)))
+        native = await static_libraries(link_line) if self._linked_client else ()
+        archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
         await asyncio.to_thread(archive_set.warm)
         self._objects = self._before = baseline
         crate_names = frozenset(crate.capture.crate_name for crate in crates)
@@ -323,6 +325,8 @@ class Daemon:
 
         async def library_patcher() -> LibraryPatcher:
             program = await asyncio.to_thread(read_symbols, fat.executable)
+            if program_build_id(fat.executable) != self._build_id:
+                raise BuildError(f"{fat.executable} was built anew; restart", hint="end the program and run it again")
             return LibraryPatcher(
                 program=ProgramSymbols(program),
                 archives=archive_set,

@@ -162,6 +162,14 @@ class AtomUnit:
         _ = self._places
         return self.atoms[index]
 
+    def extent(self, name: str) -> int:
+        """Bytes from a symbol to the next thing behind it; 0 for one that the object does not define."""
+        definition = self.exports.get(name)
+        if definition is None:
+            return 0
+        atom = self.atom(definition.section)
+        return atom.end - atom.start
+
     def kind(self, section: int) -> SectionKind:
         """What the atom holds."""
         return self._kinds.get(self.atoms[section].section, "other")

@@ -1,9 +1,8 @@
 """COFF objects of a patch library.
 
-The copy of an object keeps all bytes in their places. What the library does not take of it loses its relocations, and so
-nothing is wanted for it. Functions that the program has become undefined, and the stub leads to them; their new code has
-a second name. Unwind tables and debug information mean the code in this object, by whatever name: their relocations are
-turned to the section that it is in.
+The copy of an object keeps all bytes in their places. What the library does not take of it loses its relocations, so
+that nothing is wanted for it. Functions that the program has become undefined, and the stub leads to them; their new
+code has a second name. Unwind tables are kept whole: compilers have them refer to sections, not to functions by name.
 
 Source: Microsoft, "PE Format" (COFF symbol table, relocations, `.pdata`).
 """
@@ -14,7 +13,7 @@ from collections.abc import Mapping
 from hotpatchd.core.select import KeptUnit, Selection
 from hotpatchd.objfile import coff_writer as coff
 from hotpatchd.objfile.atoms import AtomUnit
-from hotpatchd.objfile.coff import IMAGE_REL_AMD64_ADDR64, IMAGE_SCN_LNK_NRELOC_OVFL, RELOC
+from hotpatchd.objfile.coff import IMAGE_SCN_LNK_NRELOC_OVFL, RELOC
 from hotpatchd.objfile.dylib_slots import reach_through_slots
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
 
@@ -28,22 +27,12 @@ def prepare_coff(
     """The copy of one object that the linker gets; see `library_object.prepare_object`."""
     file = unit.file
     copy = bytearray(file.data)
-    section_symbols = {symbol.section: index for index, symbol in file.symbols.items() if symbol.is_section}
     for number, section in file.sections.items():
         rows = bytearray()
         for reloc in file.relocs(section):
-            index = unit.atom_at(number, reloc.offset)
-            symbol = file.symbols[reloc.symbol]
-            target = reloc.symbol
-            if index and index not in kept.sections:
-                continue
-            if not index and symbol.section > 0 and not symbol.is_section and symbol.section in section_symbols:
-                width = 8 if reloc.type == IMAGE_REL_AMD64_ADDR64 else 4
-                at = section.offset + reloc.offset
-                addend = int.from_bytes(copy[at : at + width], "little") + symbol.value
-                copy[at : at + width] = (addend % (1 << 8 * width)).to_bytes(width, "little")
-                target = section_symbols[symbol.section]
-            rows += RELOC.pack(reloc.offset, target, reloc.type)
+            atom = unit.atom_at(number, reloc.offset)
+            if not atom or atom in kept.sections:
+                rows += RELOC.pack(*reloc)
         _replace_relocs(copy, section.header, section.relocs_offset, rows, section.flags)
     strings = bytearray(file.strings)
     appended = bytearray()

@@ -1,6 +1,5 @@
 """The objects that a patch library is linked from, whatever their format."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,15 +27,11 @@ def program_build_id(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
-            if magic == b"\x7fELF":
-                return build_id_of(path)
-            if magic[:2] == b"MZ":
-                file.seek(0)
-                return "sha256-" + hashlib.file_digest(file, "sha256").hexdigest()
+            is_elf = file.read(4) == b"\x7fELF"
     except OSError as error:
         raise ObjectError(f"cannot read {path}: {error.strerror}") from error
-    return read_symbols(path).build_id
+    # Reading all symbols of a large program for its name alone would take long.
+    return build_id_of(path) if is_elf else read_symbols(path).build_id
 
 
 def prepare_object(kept: KeptUnit, *, selection: Selection, replaced: frozenset[str], data: Mapping[str, int]) -> bytes:

@@ -2,9 +2,13 @@
 
 import mmap
 
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.objfile import macho_writer as macho
 from hotpatchd.objfile.atoms import AtomUnit
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.elf import RelocatableObject
+
+_MACH_O = macho.MH_MAGIC_64.to_bytes(4, "little")
 
 ObjectUnit = CodeUnit | AtomUnit
 
@@ -27,4 +31,6 @@ def open_unit(
     if data[:4] == b"\x7fELF":
         obj = RelocatableObject(data, origin)
         return CodeUnit(obj, name, from_archive=from_archive, shares_locals=shares_locals)
+    if data[:4] == _MACH_O:
+        raise ObjectError(f"{origin} is a Mach-O object, and those cannot be compared with one another yet")
     return AtomUnit(data, name, origin=origin, from_archive=from_archive, shares_locals=shares_locals)

@@ -9,6 +9,8 @@ from hotpatchd.core.library import (
     choose_roots,
     find_news,
     note_own_state,
+    note_stale_copies,
+    refuse_grown,
     refuse_thread_locals,
     renamed,
 )
@@ -140,3 +142,16 @@ def test_renamed_keeps_what_has_the_suffix() -> None:
     """Only new code is left, under the name of the old."""
     table = program(symbol("f.new", 16), symbol("f", 32), symbol("g", 48)).table
     assert renamed(table, ".new").symbols == (symbol("f", 16),)
+
+
+def test_static_that_outgrew_its_room_is_refused() -> None:
+    """Where nothing states sizes, more bytes than there are to the next symbol are too many, if they were fewer."""
+    host = program(symbol("GROWN", 16, "data"), symbol("PADDED", 32, "data"), symbol("FITS", 48, "data"))
+    extents = {"GROWN": (8, 16), "PADDED": (16, 16), "FITS": (4, 8)}
+    assert [(it.symbol, it.reason) for it in refuse_grown(extents, host)] == [("GROWN", "static_changed")]
+
+
+def test_inlined_copies_are_noted() -> None:
+    """An optimised program may have the edited function inside others."""
+    [note] = note_stale_copies(["_ZN3app3one17h0123456789abcdefE"])
+    assert (note.symbol, note.note) == ("app::one", "inlined_into")

@@ -1,7 +1,7 @@
 """Real compilers, assemblers and linkers, run on sources that a test brings."""
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -30,14 +30,21 @@ def std_rlib() -> Path:
     return next((target_dir() / "lib").glob("libstd-*.rlib"))
 
 
-def thin_build(root: Path, source: str, *, opt_level: int = 0, incremental: str = "incremental") -> BuildObjects:
+def thin_build(
+    root: Path,
+    source: str,
+    *,
+    opt_level: int = 0,
+    incremental: str = "incremental",
+    compiler: Sequence[str | Path] = ("rustc",),
+) -> BuildObjects:
     """The objects of the program `demo`, compiled like a thin rebuild, in a new directory under `root`."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "main.rs").write_text(source)
     out = root / f"out{len(list(root.iterdir()))}"
     out.mkdir()
     run(
-        *("rustc", "--edition=2021", "--cap-lints=allow", "--crate-name=demo", "--crate-type=bin", "--emit=obj"),
+        *(*compiler, "--edition=2021", "--cap-lints=allow", "--crate-name=demo", "--crate-type=bin", "--emit=obj"),
         *("--out-dir", out, "-Ccodegen-units=256", "-Clink-dead-code", f"-Copt-level={opt_level}"),
         *("-Cdebuginfo=2", f"-Cincremental={incremental}", "main.rs"),
         cwd=root,

@@ -120,6 +120,16 @@ def test_the_room_of_a_function_ends_where_the_next_begins(tmp_path: Path) -> No
     assert index.room_at(max(ends) + 1) == 0
 
 
+def test_what_link_time_optimisation_renamed_is_found_by_both_names(tmp_path: Path) -> None:
+    """Thin objects have the plain name, and members of optimised libraries the long one."""
+    (tmp_path / "renamed.s").write_text(
+        ".data\n.globl state.llvm.42\n.type state.llvm.42,@object\n.size state.llvm.42,8\nstate.llvm.42: .quad 1\n"
+    )
+    program = c_program(tmp_path, "renamed.s")
+    found = read_host(program).find("state.llvm.42")
+    assert found == read_host(program).find("state") == HostSymbol(found.addr if found else 0, 8, "data", 1)
+
+
 @pytest.mark.parametrize("align", [1, 8, 64, 512])
 @pytest.mark.parametrize("kind", ["-pie", "-no-pie", "-static", "-static-pie"])
 def test_thread_locals_lie_where_the_running_program_has_them(tmp_path: Path, kind: str, align: int) -> None:

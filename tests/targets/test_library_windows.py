@@ -113,3 +113,13 @@ def test_changed_initialiser_keeps_the_value(session: Session) -> None:
     verdict = session.wait_verdict(session.save(MAIN, edited))
     assert (verdict.verdict, verdict.noted("initialiser_kept")) == ("applied", ["device::LIMIT"])
     session.daemon.wait_value("limit", "bound:100")
+
+
+def test_static_of_another_type_is_named(session: Session) -> None:
+    """It is another static, also where no sizes tell: the program's keeps its value, and the library has its own."""
+    original = session.project.read(MAIN)
+    old, new = "Mutex<Vec<u64>> = Mutex::new(Vec::new())", "Mutex<Big> = Mutex::new(Big(Vec::new(), [0; 64]))"
+    edited = original.replace(old, new)
+    edited = edited.replace("history.push(tick)", "history.0.push(tick)").replace("history.len()", "history.0.len()")
+    verdict = session.wait_verdict(session.save(MAIN, edited + "\nstruct Big(Vec<u64>, #[allow(unused)] [u64; 64]);\n"))
+    assert (verdict.verdict, verdict.noted("own_instance")) == ("applied", ["device::HISTORY"])

@@ -75,3 +75,14 @@ def test_new_functions_and_statics_come_along(session: Session) -> None:
     )
     assert verdict.added == ("single::fresh",)
     session.daemon.wait_value("extra", "new42")
+
+
+def test_what_the_program_never_used_of_libc_comes_along(session: Session) -> None:
+    """From the C library in a dynamic program, from its archive in a static one."""
+    session.apply(
+        MAIN,
+        '    String::from("plain")\n}\n',
+        '    extern "C" {\n        fn strcasecmp(left: *const u8, right: *const u8) -> i32;\n    }\n'
+        '    format!("same{}", unsafe { strcasecmp(b"Ab\\0".as_ptr(), b"aB\\0".as_ptr()) })\n}\n',
+    )
+    session.daemon.wait_value("extra", "same0")

@@ -1,0 +1,117 @@
+"""What depends on the processor, without programs that run."""
+
+import io
+import struct
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.elf import RelocatableObject
+from hotpatchd.objfile.machines import AARCH64, MACHINES, X86_64, Machine
+from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX, rewrite
+from hotpatchd.objfile.stub import write_stub
+from tests.objfile.bare import bare_object
+
+NOP = 0xD503201F
+IMPORTER = """
+extern "C" { fn imported(n: i32) -> i32; }
+#[no_mangle] pub unsafe extern "C" fn user() -> unsafe extern "C" fn(i32) -> i32 { imported }
+"""
+
+
+def words(*instructions: int) -> bytes:
+    """Instructions in memory."""
+    return struct.pack(f"<{len(instructions)}I", *instructions)
+
+
+def address_word(opcode: int, register: int, distance: int) -> int:
+    """`adr` or `adrp`."""
+    return opcode | (distance & 3) << 29 | (distance >> 2 & 0x7FFFF) << 5 | register
+
+
+@given(addr=st.integers(0, 2**30), distance=st.integers(-(2**25), 2**25 - 1), opcode=st.sampled_from([0x94, 0x14]))
+def test_branches_count_once(addr: int, distance: int, opcode: int) -> None:
+    """`bl` and `b`, as far as they reach, wherever they are in a function."""
+    addr *= 4
+    code = words(NOP, opcode << 24 | distance & 0x3FFFFFF, NOP)
+    target = addr + 4 + 4 * distance
+    assert AARCH64.count_references(code, addr, target) == 1
+    assert AARCH64.count_references(code, addr, target + 4) == 0
+
+
+@given(addr=st.integers(0, 2**30), target=st.integers(0, 2**32 - 1), register=st.integers(0, 30))
+def test_addresses_of_two_instructions_count_twice(addr: int, target: int, register: int) -> None:
+    """`adrp` and `add` need not stand together, and another register in between does not matter."""
+    addr *= 4
+    pages = (target >> 12) - (addr >> 12)
+    add = 0x91000000 | (target & 0xFFF) << 10 | register << 5
+    other = address_word(0x90000000, (register + 1) % 31, 7)
+    code = words(address_word(0x90000000, register, pages), other, NOP, add)
+    assert AARCH64.count_references(code, addr, target) == 2
+    assert AARCH64.count_references(code, addr, target ^ 8) == 0
+
+
+@given(addr=st.integers(2**19, 2**30), distance=st.integers(-(2**20), 2**20 - 1))
+def test_addresses_that_the_linker_shortened_count_twice(addr: int, distance: int) -> None:
+    """`adr` and `nop` are what two relocations became."""
+    addr *= 4
+    code = words(address_word(0x10000000, 3, distance), NOP)
+    assert AARCH64.count_references(code, addr, addr + distance) == 2
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda machine: str(machine.e_machine))
+def test_a_stub_is_an_object_for_its_machine(machine: Machine) -> None:
+    """Each import has a jump of its own and a slot, and the relocations lead from one to the other."""
+    contents = write_stub(absolute={"far": 8}, thread_locals={}, imports=["b", "a"], machine=machine)
+    file = ELFFile(io.BytesIO(contents))
+    assert file["e_machine"] == {X86_64.e_machine: "EM_X86_64", AARCH64.e_machine: "EM_AARCH64"}[machine.e_machine]
+    obj = RelocatableObject(contents, "stub")
+    (text,) = (index for index, section in enumerate(obj.sections) if section.name == ".text.imports")
+    jumps = {symbol.name: symbol.value for symbol in obj.symbols if symbol.shndx == text}
+    assert jumps == {"a": 0, "b": machine.jump_stride}
+    found = [(reloc.offset, reloc.type, obj.symbols[reloc.symbol].name) for reloc in obj.relocs(text)]
+    assert found == [
+        (jumps[name] + offset, kind, IMPORT_SLOT_PREFIX + name)
+        for name in ("a", "b")
+        for offset, kind, _ in machine.jump_relocs
+    ]
+
+
+@pytest.mark.parametrize(
+    ("machine", "offset", "value"), [(AARCH64, 16, 0), (AARCH64, 4112, 4096), (X86_64, -8, 56), (X86_64, -64, 0)]
+)
+def test_thread_locals_lie_in_the_stubs_block_as_in_the_threads(machine: Machine, offset: int, value: int) -> None:
+    """Above the thread pointer and its 16 bytes on one, below it on the other."""
+    contents = write_stub(absolute={}, thread_locals={"local": offset}, imports=[], machine=machine)
+    table = ELFFile(io.BytesIO(contents)).get_section_by_name(".symtab")
+    assert isinstance(table, SymbolTableSection)
+    (symbol,) = (symbol for symbol in table.iter_symbols() if symbol.name == "local")
+    assert (symbol["st_value"], symbol["st_info"]["type"]) == (value, "STT_TLS")
+
+
+@pytest.mark.parametrize(("machine", "target"), [(X86_64, "x86_64"), (AARCH64, "aarch64")])
+def test_references_to_an_imports_entry_become_references_to_its_slot(
+    tmp_path: Path, machine: Machine, target: str
+) -> None:
+    """Each relocation type that reaches the GOT has one that reaches a symbol in the same way."""
+    path = bare_object(tmp_path, f"{target}-unknown-linux-gnu", IMPORTER)
+    unit = CodeUnit(RelocatableObject(path.read_bytes(), "patch"), "patch", from_archive=False)
+    section = unit.exports["user"].section
+    before = [reloc.type for reloc in unit.obj.relocs(section)]
+    copy = rewrite(
+        unit,
+        sections=frozenset({section}),
+        host_sections={},
+        host_names=frozenset(),
+        replaced=frozenset(),
+        imports=frozenset({"imported"}),
+    )
+    obj = RelocatableObject(copy, "copy")
+    after = [(reloc.type, obj.symbols[reloc.symbol].name) for reloc in obj.relocs(section)]
+    assert before
+    assert after == [(machine.slot_types[kind], IMPORT_SLOT_PREFIX + "imported") for kind in before]
