@@ -4,7 +4,7 @@ Source: the rustc book, "Platform Support", for what the parts of a triple mean.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hotpatchd.core.dylibplan import LibraryOs, library_os
 from hotpatchd.core.errors import ArgvError
@@ -45,8 +45,7 @@ class TargetSupport:
     limits: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class _Row(NamedTuple):
     os: LibraryOs
     env: str
     arches: tuple[_Arch, ...]
@@ -69,114 +68,24 @@ _HOT_CALLS = "patches reach only what is called through `hotpatch_client::call`,
 _LOCALS = "an edit of a function that uses a thread-local is refused: a library has no way to the program's"
 _NEVER_UNLOADED = "patches stay loaded until the program ends"
 
+_REACH = "patches must be within 128 MiB of the program's code, the reach of a jump"
+_OWN_LIBC = "what the program lacks of libc comes from `libc.a`, but for parts whose state would be there twice"
+_NOT_COMPARED = "the daemon does not compare Mach-O objects yet, and so refuses edits by name"
+
+_LIBRARIES = (_HOT_CALLS, _NEVER_UNLOADED)
+
 _ROWS = (
-    _Row(
-        os="linux",
-        env="gnu",
-        arches=("x86_64",),
-        patch="image",
-        client="preload",
-        reason=_IN_PLACE,
-        runs="natively",
-    ),
-    _Row(
-        os="linux",
-        env="gnu",
-        arches=("aarch64",),
-        patch="image",
-        client="preload",
-        reason=_IN_PLACE,
-        runs="under qemu-user",
-        limits=("patches must be within 128 MiB of the program's code, the reach of a jump",),
-    ),
-    _Row(
-        os="linux",
-        env="musl dynamic",
-        arches=("x86_64",),
-        patch="image",
-        client="preload",
-        reason=_IN_PLACE,
-        runs="with Debian's musl",
-    ),
-    _Row(
-        os="linux",
-        env="musl static",
-        arches=("x86_64",),
-        patch="image",
-        client="linked",
-        reason=_LINKED_IN,
-        runs="with Debian's musl",
-        limits=("what a patch needs of libc, the program's or that of `libc.a`, must not have state of its own twice",),
-    ),
-    _Row(
-        os="linux",
-        env="musl dynamic",
-        arches=("aarch64",),
-        patch="image",
-        client="preload",
-        reason=_IN_PLACE,
-        runs="",
-    ),
-    _Row(
-        os="linux",
-        env="musl static",
-        arches=("aarch64",),
-        patch="image",
-        client="linked",
-        reason=_LINKED_IN,
-        runs="",
-        limits=("what a patch needs of libc, the program's or that of `libc.a`, must not have state of its own twice",),
-    ),
-    _Row(
-        os="windows-gnu",
-        env="gnu",
-        arches=("x86_64",),
-        patch="dylib",
-        client="dependency",
-        reason=_WINDOWS,
-        runs="under Wine",
-        limits=(_NEVER_UNLOADED,),
-    ),
-    _Row(
-        os="windows-msvc",
-        env="msvc",
-        arches=("x86_64",),
-        patch="dylib",
-        client="dependency",
-        reason=_WINDOWS,
-        runs="",
-        limits=(_LOCALS, _NEVER_UNLOADED),
-    ),
-    _Row(
-        os="macos",
-        env="",
-        arches=_BOTH,
-        patch="dylib",
-        client="dependency",
-        reason=_SIGNED_PAGES,
-        runs="",
-        limits=(_HOT_CALLS, _NEVER_UNLOADED),
-    ),
-    _Row(
-        os="ios-simulator",
-        env="",
-        arches=_BOTH,
-        patch="dylib",
-        client="dependency",
-        reason=_SIGNED_PAGES,
-        runs="",
-        limits=(_HOT_CALLS, _NEVER_UNLOADED),
-    ),
-    _Row(
-        os="android",
-        env="",
-        arches=_BOTH,
-        patch="dylib",
-        client="dependency",
-        reason=_LOADER_ONLY,
-        runs="",
-        limits=(_HOT_CALLS, _NEVER_UNLOADED),
-    ),
+    _Row("linux", "gnu", ("x86_64",), "image", "preload", _IN_PLACE, "natively"),
+    _Row("linux", "gnu", ("aarch64",), "image", "preload", _IN_PLACE, "under qemu-user", (_REACH,)),
+    _Row("linux", "musl dynamic", ("x86_64",), "image", "preload", _IN_PLACE, "with Debian's musl"),
+    _Row("linux", "musl static", ("x86_64",), "image", "linked", _LINKED_IN, "with Debian's musl", (_OWN_LIBC,)),
+    _Row("linux", "musl dynamic", ("aarch64",), "image", "preload", _IN_PLACE, "", (_REACH,)),
+    _Row("linux", "musl static", ("aarch64",), "image", "linked", _LINKED_IN, "", (_REACH, _OWN_LIBC)),
+    _Row("windows-gnu", "gnu", ("x86_64",), "dylib", "dependency", _WINDOWS, "under Wine", (_NEVER_UNLOADED,)),
+    _Row("windows-msvc", "msvc", ("x86_64",), "dylib", "dependency", _WINDOWS, "", (_LOCALS, _NEVER_UNLOADED)),
+    _Row("macos", "", _BOTH, "dylib", "dependency", _SIGNED_PAGES, "", (_NOT_COMPARED, *_LIBRARIES)),
+    _Row("ios-simulator", "", _BOTH, "dylib", "dependency", _SIGNED_PAGES, "", (_NOT_COMPARED, *_LIBRARIES)),
+    _Row("android", "", _BOTH, "dylib", "dependency", _LOADER_ONLY, "", _LIBRARIES),
 )
 
 SUPPORTED = (
