@@ -18,7 +18,7 @@ use std::{fs, io, process, ptr, slice, thread};
 
 const ATTEMPTS: u32 = 8;
 /// Attempts that find a thread starting another, which takes it less than a millisecond.
-const ATTEMPTS_WHILE_STARTING: u32 = 256;
+const ATTEMPTS_WHILE_STARTING: u32 = 1024;
 /// Size of the function that starts threads, where no table tells it: musl has none, and 1.8 KiB for x86-64.
 const THREAD_START_SIZE: u64 = 2048;
 const FIRST_LIMIT: Duration = Duration::from_millis(50);
@@ -280,7 +280,8 @@ impl Engine {
                 Err(Hindrance::Starting(tid)) => {
                     hindrance = Some(Hindrance::Starting(tid));
                     while_starting += 1;
-                    thread::sleep(Duration::from_millis(1));
+                    // Of changing length, so as not to keep step with a program that starts threads all the time.
+                    thread::sleep(Duration::from_micros(100 + u64::from(while_starting % 11) * 170));
                     continue;
                 }
                 Err(other) => {
