@@ -4,7 +4,7 @@ import hashlib
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
@@ -31,8 +31,8 @@ def read_symbols(path: Path) -> dict[str, Symbol]:
         return {s.name: Symbol(s["st_value"], s["st_size"]) for s in table.iter_symbols() if s.name and s["st_value"]}
 
 
-class Image:
-    """A linked patch: the message that announces it, and its bytes."""
+class Sent:
+    """A patch as a client gets it: the message that announces it, and its bytes."""
 
     def __init__(self, message: dict[str, Any], content: bytes) -> None:
         self.message = message
@@ -44,9 +44,13 @@ class Image:
         patch: str = self.message["patch"]
         return patch
 
-    def with_changes(self, **changes: Any) -> "Image":
+    def with_changes(self, **changes: Any) -> Self:
         """The same patch under a message in which some fields differ."""
-        return Image({**self.message, **changes}, self.content)
+        return type(self)({**self.message, **changes}, self.content)
+
+
+class Image(Sent):
+    """A linked image."""
 
     def with_content(self, old: bytes, new: bytes) -> "Image":
         """The same patch with other bytes in one place, whose hash it names."""

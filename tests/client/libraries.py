@@ -5,13 +5,14 @@ import hashlib
 import os
 import shutil
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.client.conftest import Program, Stage
 from tests.client.fake_daemon import FakeDaemon, Peer
-from tests.client.images import Symbol
+from tests.client.images import Sent, Symbol
 
 _CLIENT = Path(__file__).parents[2] / "client"
 _PROGRAM = Path(__file__).parent / "programs" / "dependent.rs"
@@ -44,22 +45,8 @@ def write_package(directory: Path, source: Path = _PROGRAM, *, crate: str = "[[b
     shutil.copy(_CLIENT / "Cargo.lock", directory)
 
 
-class Library:
-    """A linked patch library: the message that announces it, and its bytes."""
-
-    def __init__(self, message: dict[str, Any], content: bytes) -> None:
-        self.message = message
-        self.content = content
-
-    @property
-    def id(self) -> str:
-        """The patch's id."""
-        patch: str = self.message["patch"]
-        return patch
-
-    def with_changes(self, **changes: Any) -> "Library":
-        """The same library under a message in which some fields differ."""
-        return Library({**self.message, **changes}, self.content)
+class Library(Sent):
+    """A linked patch library."""
 
     def with_jump(self, **changes: Any) -> "Library":
         """The same library under a message whose first jump differs."""
@@ -72,7 +59,7 @@ class Library:
         return Library({**self.message, **changes}, content)
 
 
-class LibraryStage(Stage):
+class LibraryStage(Stage, ABC):
     """Where a test plays with the program that needs no preloading."""
 
     suffix = ".so"
@@ -81,13 +68,13 @@ class LibraryStage(Stage):
         """The environment of a program that is to be patched."""
         return {**os.environ, "HOTPATCHD_STATE": str(self.state), "HOTPATCHD_HOST": str(path)}
 
+    @abstractmethod
     def symbols(self, path: Path) -> dict[str, Symbol]:
         """The symbols of the program or of a library."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compiler(self, language: str) -> Sequence[str]:
         """The command that makes a shared library of a source file in C or Rust."""
-        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def loading(self, *args: str, kind: str = "dylib") -> AsyncIterator[tuple[Program, Peer, FakeDaemon]]:
