@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from websockets.asyncio.client import connect
 
-from tests.e2e.harness import START_WITHIN_S, Session
+from tests.e2e.harness import EDIT_WITHIN_S, START_WITHIN_S, Session
 from tests.e2e.program import Program
 from tests.ecosystem.conftest import Start
 
@@ -96,3 +100,20 @@ def test_a_new_thread_local_is_refused_by_name(serving: Session, target_dir: Pat
     seen = len(program.stdout.lines())
     program.wait_text("hello turns=")
     assert not any("moin" in line for line in program.stdout.lines()[seen:])
+
+
+async def test_changed_assets_and_the_course_of_builds_are_told(serving: Session) -> None:
+    """Whoever speaks the dialect hears of assets, of an edit that does not compile, and of one that needs a restart."""
+    url = serving.wait_event("daemon.ready")["url"].replace("/hotpatch/1", "/_dioxus")
+    async with connect(f"{url}?aslr_reference=0&build_id=7&pid={os.getpid()}") as socket:
+        assets = serving.project.root / "assets"
+        assets.mkdir()
+        (assets / "main.css").write_text("a {}")
+        message = json.loads(await asyncio.wait_for(socket.recv(), EDIT_WITHIN_S))["HotReload"]
+        assert (message["assets"], message["for_build_id"]) == ([str(assets / "main.css")], 7)
+        serving.edit(MAIN, '"hello"', '"hello')
+        manifest = serving.project.root / "Cargo.toml"
+        told = [json.loads(await asyncio.wait_for(socket.recv(), EDIT_WITHIN_S)) for _ in range(2)]
+        manifest.write_text(manifest.read_text() + "# edited\n")
+        told += [json.loads(await asyncio.wait_for(socket.recv(), EDIT_WITHIN_S)) for _ in range(2)]
+        assert told == ["HotPatchStart", "FullReloadFailed", "HotPatchStart", "FullReloadStart"]
