@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.e2e import test_library_tip as on_linux
 from tests.e2e.harness import Session, SharedSession
-from tests.e2e.program import assert_continuous
 from tests.e2e.test_library_tip import MAIN, device
 from tests.targets.toolchains import Name, Toolchain
 
@@ -42,68 +42,14 @@ def session(shared_device: SharedSession) -> Iterator[Session]:
         yield session
 
 
-def test_three_edits_keep_the_state(session: Session) -> None:
-    """Edits on top of each other all take effect in one process, whose statics and thread-locals go on."""
-    start = len(session.daemon.app_lines())
-    first = session.apply(MAIN, "    left + right", "    left * right")
-    assert (first.patched, first.added, first.notes) == (("device::sum",), (), ())
-    session.daemon.wait_value("sum", "60")
-    session.apply(MAIN, "self.side * self.side", "self.side * 4")
-    session.daemon.wait_value("trait", "20")
-    session.apply(MAIN, "Ordering::Relaxed) + step", "Ordering::SeqCst) + 1")
-    line = session.daemon.wait_next_lines(5)
-    assert (line["sum"], line["trait"]) == ("60", "20")
-    assert_continuous(session.daemon.app_lines()[start:])
-
-
-def test_reverted_edit_brings_the_old_code_back(session: Session) -> None:
-    """Going back is an edit: what another edit changed stays in force."""
-    session.apply(MAIN, 'String::from("plain")', 'String::from("other")')
-    session.apply(MAIN, "    left + right", "    left - right")
-    session.apply(MAIN, "    left - right", "    left + right")
-    assert session.daemon.wait_value("sum", "23")["extra"] == "other"
-
-
-def test_edit_that_changes_no_code_is_unchanged(session: Session) -> None:
-    """A comment is no patch, though objects differ in their line numbers."""
-    verdict = session.wait_verdict(session.edit(MAIN, "fn extra()", "// Nothing.\nfn extra()"))
-    assert verdict.verdict == "unchanged", verdict
-
-
-def test_new_function_and_static_come_along(session: Session) -> None:
-    """What the program does not have is in the library, and the verdict names the state that is in it alone."""
-    verdict = session.apply(
-        MAIN,
-        '    String::from("plain")\n}\n',
-        "    fresh()\n}\n\nstatic FRESH: AtomicU64 = AtomicU64::new(40);\n\n"
-        'fn fresh() -> String {\n    format!("new{}", FRESH.fetch_add(1, Ordering::Relaxed))\n}\n',
-    )
-    assert verdict.added == ("device::fresh",)
-    assert verdict.noted("own_instance") == ["device::FRESH"]
-    line = session.daemon.wait_line("with the static", lambda line: line["extra"].startswith("new"))
-    assert int(line["extra"][3:]) >= 40
-
-
-def test_panic_in_new_code_is_caught(session: Session) -> None:
-    """The system unwinds through a library's frames, by the unwind tables in it."""
-    session.apply(
-        MAIN,
-        '    String::from("plain")\n}\n',
-        "    let caught = std::panic::catch_unwind(|| sum(u64::MAX, 1));\n"
-        '    format!("caught:{}", caught.is_err())\n}\n',
-    )
-    session.daemon.wait_value("extra", "caught:true")
-
-
-def test_code_that_the_program_does_not_have_comes_along(session: Session) -> None:
-    """Functions of the standard library that nothing used before are taken from its archive."""
-    session.apply(
-        MAIN,
-        '    String::from("plain")',
-        "    let words: std::collections::BTreeMap<_, i32> = \"b a\".split(' ').zip(1..).collect();\n"
-        '    format!("{}{}", words["a"], f64::from(words["b"]).to_string().len())',
-    )
-    session.daemon.wait_value("extra", "21")
+# These run here with this module's `session`.
+test_three_edits_keep_the_state = on_linux.test_three_edits_keep_the_state
+test_reverted_edit_brings_the_old_code_back = on_linux.test_reverted_edit_brings_the_old_code_back
+test_edit_that_changes_no_code_is_unchanged = on_linux.test_edit_that_changes_no_code_is_unchanged
+test_new_static_is_named = on_linux.test_new_static_is_named
+test_panic_in_new_code_is_caught = on_linux.test_panic_in_new_code_is_caught
+test_code_that_the_program_does_not_have_comes_along = on_linux.test_code_that_the_program_does_not_have_comes_along
+test_undo_goes_back_to_the_code_before = on_linux.test_undo_goes_back_to_the_code_before
 
 
 def test_changed_initialiser_keeps_the_value(session: Session) -> None:
