@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hotpatchd.core.callers import find_leading, is_hot_call
 from hotpatchd.core.client import Anchor, Detour, DylibPatch
 from hotpatchd.core.compare import find_differences
 from hotpatchd.core.demangle import demangle
@@ -32,9 +31,19 @@ from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
 from hotpatchd.core.step import Prepared
-from hotpatchd.core.unit import Archives, Fingerprint, is_rust_name
+from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.linking import identify, run_linker
-from hotpatchd.daemon.patcher import Ready, absence_notes, defined_functions, display, edit_notes, is_own, named
+from hotpatchd.daemon.patcher import (
+    Ready,
+    absence_notes,
+    defined_functions,
+    display,
+    edit_notes,
+    hot_call_notes,
+    is_own,
+    named,
+    with_leading,
+)
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.objfile.atoms import AtomUnit
 from hotpatchd.objfile.dylib_stub import StubSymbol, write_dylib_stub
@@ -190,20 +199,8 @@ class LibraryPatcher:
         roots = choose_roots(differences.changed, session.running, host, objects)
         notes = edit_notes(objects, before, host) + absence_notes(filter(self._is_own, differences.absent))
         if session.redirect == "jump_table":
-            leading = find_leading(
-                {*roots, *differences.absent},
-                users=objects.users,
-                is_replaceable=lambda name: is_rust_name(name) and host.find(name) is not None,
-            )
-            roots = tuple(sorted({*roots, *leading}))
-            if roots and not any(map(is_hot_call, roots)):
-                notes.append(
-                    Note(
-                        symbol=demangle(roots[0]),
-                        note="not_hot",
-                        detail="no hot call was found that leads to it: direct calls go to its old code as before",
-                    )
-                )
+            roots = with_leading(roots, differences.absent, objects, host)
+            notes += hot_call_notes(roots, roots)
         selection = select(
             roots=roots, definitions=objects, host=host, archives=self.archives, redirect=session.redirect
         )

@@ -8,7 +8,7 @@ are shared.
 import asyncio
 import hashlib
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,16 +141,17 @@ class Patcher:
                     detail="the address space that the program keeps for patches is used up: restart it",
                 )
                 return Ready(prepared=Prepared(client=session.client, refusals=(full,)))
+            identity = hashlib.sha256(image.payload).hexdigest()
             patch, carrier, names = None, None, {}
             if session.redirect == "jump_table":
-                carrier = await self._carry(session, plan, image, elf_path)
+                carrier = await self._carry(session, plan, image, elf_path, identity)
                 sent_bytes = carrier.size
             else:
                 detours = tuple(self._detours(session, plan, image))
                 names = {detour.from_addr: demangle(name) for name, detour in detours}
-                patch = self._address(session, edit, plan, image, elf_path, detours)
+                patch = self._address(session, edit, plan, image, elf_path, detours, identity)
                 sent_bytes = len(image.payload)
-            content = self._content(session, edit, plan, image)
+            content = self._content(session, edit, plan, image, identity)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
             return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
@@ -205,7 +206,7 @@ class Patcher:
             roots = self._with_stale_callers(session, differences, objects, self.host_code)
         edited = roots
         if session.redirect == "jump_table":
-            roots = self._with_leading(roots, differences, objects, live)
+            roots = with_leading(roots, differences.absent, objects, live)
         selection = select(
             roots=roots,
             definitions=objects,
@@ -223,14 +224,8 @@ class Patcher:
         notes = edit_notes(objects, before, live)
         if edited == differences.changed:
             notes += absence_notes(filter(self._is_own, differences.absent))
-        if session.redirect == "jump_table" and edited and not any(map(is_hot_call, roots)):
-            notes.append(
-                Note(
-                    symbol=demangle(edited[0]),
-                    note="not_hot",
-                    detail="no hot call was found that leads to it: direct calls go to its old code as before",
-                )
-            )
+        if session.redirect == "jump_table":
+            notes += hot_call_notes(edited, roots)
         if places_end > session.hello.thread_locals.size:
             refusals.append(
                 Refusal(
@@ -267,16 +262,6 @@ class Patcher:
             is_replaced=session.running.__contains__,
         )
         return tuple(sorted({*differences.changed, *(name for name in stale if self.host.functions(name))}))
-
-    def _with_leading(
-        self, roots: tuple[str, ...], differences: Differences, objects: BuildObjects, live: LiveSymbols
-    ) -> tuple[str, ...]:
-        leading = find_leading(
-            {*roots, *differences.absent},
-            users=objects.users,
-            is_replaceable=lambda name: is_rust_name(name) and live.find(name) is not None,
-        )
-        return tuple(sorted({*roots, *leading})) if roots or differences.absent else ()
 
     def _places(self, session: Session, name: str) -> tuple[tuple[int, int], ...]:
         """Where the program has a function: (link-time address, size), several for one that it has several times."""
@@ -389,7 +374,7 @@ class Patcher:
                 seen.add(addr)
                 yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
 
-    async def _carry(self, session: Session, plan: _Plan, image: Image, elf_path: Path) -> Carrier:
+    async def _carry(self, session: Session, plan: _Plan, image: Image, elf_path: Path, identity: str) -> Carrier:
         """Link the library for a client that enters new code by a jump table, which covers all patches so far."""
         slide = session.hello.slide
         entries = []
@@ -399,12 +384,9 @@ class Patcher:
             new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
             newest = new_code.addr if new_code else earlier[-1]
             entries.append(Entry(places=places, before=(earlier or places)[-1], after=newest))
-        library = elf_path.with_name(f"lib{self._library_stem(session, image)}.so")
+        # A loader takes a library with a name that it knows for the one it has.
+        library = elf_path.with_name(f"libpatch-{session.hello.instance}-{identity[:16]}.so")
         return await self.carriers.link(image, entries, library, page_size=session.hello.page_size)
-
-    def _library_stem(self, session: Session, image: Image) -> str:
-        """A name that no other library in any process has: the loader takes one with a known name for the same."""
-        return f"patch-{session.hello.instance}-{hashlib.sha256(image.payload).hexdigest()[:16]}"
 
     def _address(
         self,
@@ -414,9 +396,10 @@ class Patcher:
         image: Image,
         elf_path: Path,
         detours: tuple[tuple[str, Detour], ...],
+        identity: str,
     ) -> Patch:
         return Patch(
-            patch=hashlib.sha256(image.payload).hexdigest(),
+            patch=identity,
             edit=edit,
             build_id=session.hello.build_id,
             size=len(image.payload),
@@ -432,7 +415,7 @@ class Patcher:
             elf=str(elf_path),
         )
 
-    def _content(self, session: Session, edit: int, plan: _Plan, image: Image) -> PatchContent:
+    def _content(self, session: Session, edit: int, plan: _Plan, image: Image, identity: str) -> PatchContent:
         slide = session.hello.slide
         live = LiveSymbols(self.host, session.symbols)
         defined = {name: found._replace(addr=found.addr - slide) for name, found in image.symbols.items()}
@@ -440,7 +423,7 @@ class Patcher:
         if session.redirect == "jump_table":
             copies = {name: defined[name + NEW_CODE_SUFFIX] for name in plan.selection.replaced}
         return PatchContent(
-            patch=hashlib.sha256(image.payload).hexdigest(),
+            patch=identity,
             edit=edit,
             functions=plan.functions,
             symbols={
@@ -495,6 +478,31 @@ def display(symbols: Iterable[str], crate_names: Container[str]) -> tuple[str, .
     """Demangled names, those of the developer's crates first."""
     names = {demangle(symbol): not is_own(symbol, crate_names) for symbol in symbols}
     return tuple(sorted(names, key=lambda name: (names[name], name)))
+
+
+def with_leading(roots: Iterable[str], absent: Iterable[str], objects: BuildObjects, host: Host) -> tuple[str, ...]:
+    """What is to be replaced in a program that looks up what it calls: the roots, and what leads to them.
+
+    Args:
+        roots: changed functions that the program has.
+        absent: those that it does not have.
+        objects: the newest objects.
+        host: the program's symbols.
+    """
+    leading = find_leading(
+        {*roots, *absent},
+        users=objects.users,
+        is_replaceable=lambda name: is_rust_name(name) and host.find(name) is not None,
+    )
+    return tuple(sorted({*roots, *leading}))
+
+
+def hot_call_notes(edited: Sequence[str], roots: Iterable[str]) -> list[Note]:
+    """The note for edited functions that no hot call among the roots leads to."""
+    if not edited or any(map(is_hot_call, roots)):
+        return []
+    detail = "no hot call was found that leads to it: direct calls go to its old code as before"
+    return [Note(symbol=demangle(edited[0]), note="not_hot", detail=detail)]
 
 
 def absence_notes(absent: Iterable[str]) -> list[Note]:

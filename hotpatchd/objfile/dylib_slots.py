@@ -24,6 +24,7 @@ from typing import NoReturn
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.objfile import coff_writer as coff
 from hotpatchd.objfile import macho_writer as macho
+from hotpatchd.objfile.coff import RELOC
 from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
 
 _LOAD_COMMAND = struct.Struct("<II")
@@ -32,7 +33,6 @@ _R_EXTERN = 1 << 27
 _QUAD = 3
 """`r_length` of eight bytes."""
 
-_COFF_RELOC = struct.Struct("<IIH")
 _IMAGE_SYM_CLASS_STATIC = 3
 _IMAGE_SCN_LNK_COMDAT, _IMAGE_SCN_LNK_NRELOC_OVFL, _IMAGE_SCN_MEM_DISCARDABLE = 0x1000, 0x01000000, 0x02000000
 
@@ -292,11 +292,11 @@ class _CoffSlots:
         # With more relocations than the field holds, an entry before them has the count, itself included.
         is_extended = bool(fields[9] & _IMAGE_SCN_LNK_NRELOC_OVFL)
         if is_extended:
-            count = _COFF_RELOC.unpack_from(self.data, relocs_offset)[0] - 1
-            relocs_offset += _COFF_RELOC.size
+            count = RELOC.unpack_from(self.data, relocs_offset)[0] - 1
+            relocs_offset += RELOC.size
         is_loaded = not fields[9] & _IMAGE_SCN_MEM_DISCARDABLE
         kept = bytearray()
-        rows = _COFF_RELOC.iter_unpack(self.data[relocs_offset : relocs_offset + _COFF_RELOC.size * count])
+        rows = RELOC.iter_unpack(self.data[relocs_offset : relocs_offset + RELOC.size * count])
         for offset, symbol, kind in list(rows):
             if symbol in of_program:
                 name, addr = of_program[symbol]
@@ -307,16 +307,16 @@ class _CoffSlots:
                     _refuse(self.origin, name, kind, offset, fields[0])
                 if way is _Way.POINTER:
                     continue
-                kept += _COFF_RELOC.pack(offset, symbol, new_kind)
+                kept += RELOC.pack(offset, symbol, new_kind)
             else:
                 field = bytes(self.data[contents + offset : contents + offset + 4])
                 if is_loaded and (name := self._reached_by_section(symbol, field)):
                     _refuse(self.origin, name, kind, offset, fields[0])
-                kept += _COFF_RELOC.pack(offset, symbol, kind)
+                kept += RELOC.pack(offset, symbol, kind)
         self.data[relocs_offset : relocs_offset + len(kept)] = kept
-        kept_count = len(kept) // _COFF_RELOC.size
+        kept_count = len(kept) // RELOC.size
         if is_extended:
-            struct.pack_into("<I", self.data, relocs_offset - _COFF_RELOC.size, kept_count + 1)
+            struct.pack_into("<I", self.data, relocs_offset - RELOC.size, kept_count + 1)
         else:
             fields[7] = kept_count
             coff.SECTION.pack_into(self.data, header, *fields)

@@ -14,22 +14,23 @@ from typing import NamedTuple
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.symbols import Symbol, SymbolKind, SymbolTable
 from hotpatchd.objfile.coff_writer import (
+    HEADER,
     IMAGE_FILE_MACHINE_AMD64,
     IMAGE_FILE_MACHINE_ARM64,
     IMAGE_SCN_MEM_EXECUTE,
     IMAGE_SYM_CLASS_EXTERNAL,
+    SECTION,
+    SYMBOL,
 )
 from hotpatchd.objfile.pdb import Pdb
 from hotpatchd.objfile.symbol_rows import Names, digest_of, refuse_stripped, text_of, with_derived_sizes
 
 _ARCHS = {IMAGE_FILE_MACHINE_AMD64: "x86_64", IMAGE_FILE_MACHINE_ARM64: "aarch64"}
 
-_FILE_HEADER = struct.Struct("<HHIIIHH")
 _BIG_HEADER = struct.Struct("<HHHHI16sIIIIIII")
 _BIG_CLASS = bytes.fromhex("c7a1bad1eebaa94baf20faf66aa4dcb8")
 _OPTIONAL_HEADER = struct.Struct("<HBBIIIIIQIIHHHHHHIIIIHHQQQQII")
-_SECTION = struct.Struct("<8sIIIIIIHHI")
-_SYMBOL, _BIG_SYMBOL = struct.Struct("<8sIhHBB"), struct.Struct("<8sIiHBB")
+_BIG_SYMBOL = struct.Struct("<8sIiHBB")
 _LONG_NAME = struct.Struct("<II")
 
 _PE32_PLUS = 0x20B
@@ -103,8 +104,8 @@ def read_object(path: Path, data: bytes) -> SymbolTable:
             _, _, _, machine, _, _, _, _, _, _, section_count, table, count = _BIG_HEADER.unpack_from(data)
             layout, start = _BIG_SYMBOL, _BIG_HEADER.size
         else:
-            machine, section_count, _, table, count, optional_size, _ = _FILE_HEADER.unpack_from(data)
-            layout, start = _SYMBOL, _FILE_HEADER.size + optional_size
+            machine, section_count, _, table, count, optional_size, _ = HEADER.unpack_from(data)
+            layout, start = SYMBOL, HEADER.size + optional_size
         sections = _sections(data, start, section_count)
         symbols = _place(_coff_rows(data, table, count, layout), sections, [0] * len(sections))
     except (struct.error, ValueError, IndexError):
@@ -135,16 +136,16 @@ def read_image(path: Path, data: bytes) -> SymbolTable:
     """
     try:
         start = int.from_bytes(data[0x3C:0x40], "little") + 4
-        machine, section_count, _, table, count, optional_size, characteristics = _FILE_HEADER.unpack_from(data, start)
+        machine, section_count, _, table, count, optional_size, characteristics = HEADER.unpack_from(data, start)
         arch = _arch_of(path, machine)
-        optional = _OPTIONAL_HEADER.unpack_from(data, start + _FILE_HEADER.size)
+        optional = _OPTIONAL_HEADER.unpack_from(data, start + HEADER.size)
         if optional[0] != _PE32_PLUS:
             raise ObjectError(f"{path} is not a 64-bit PE file")
         image_base, dll_characteristics, directory_count = optional[8], optional[22], optional[28]
-        sections = _sections(data, start + _FILE_HEADER.size + optional_size, section_count)
-        directories = data[start + _FILE_HEADER.size + _OPTIONAL_HEADER.size :][: 8 * directory_count]
+        sections = _sections(data, start + HEADER.size + optional_size, section_count)
+        directories = data[start + HEADER.size + _OPTIONAL_HEADER.size :][: 8 * directory_count]
         codeview = _codeview(data, directories, sections)
-        rows = _coff_rows(data, table, count, _SYMBOL) if table else _pdb_rows(path, codeview)
+        rows = _coff_rows(data, table, count, SYMBOL) if table else _pdb_rows(path, codeview)
         symbols = _place(rows, sections, [image_base + section.virtual_addr for section in sections])
     except (struct.error, ValueError, IndexError):
         raise ObjectError(f"{path} is damaged or cut short: its symbol table cannot be read") from None
@@ -169,12 +170,12 @@ def _arch_of(path: Path, machine: int) -> str:
 
 
 def _sections(data: bytes, start: int, count: int) -> list[_Section]:
-    rows = data[start : start + count * _SECTION.size]
-    if len(rows) < count * _SECTION.size:
+    rows = data[start : start + count * SECTION.size]
+    if len(rows) < count * SECTION.size:
         raise ValueError("section headers beyond the end")
     return [
         _Section(name, virtual_size, virtual_addr, raw_size, raw_offset, characteristics)
-        for name, virtual_size, virtual_addr, raw_size, raw_offset, *_, characteristics in _SECTION.iter_unpack(rows)
+        for name, virtual_size, virtual_addr, raw_size, raw_offset, *_, characteristics in SECTION.iter_unpack(rows)
     ]
 
 
