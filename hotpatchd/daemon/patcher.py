@@ -364,9 +364,7 @@ class Patcher:
     def _detours(self, session: Session, plan: _Plan, image: Image) -> Iterator[tuple[str, Detour]]:
         seen = set()
         for name in plan.selection.replaced:
-            new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
-            if new_code is None:
-                raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
+            new_code = _new_code(image, name)
             for addr, size in self._places(session, name):
                 # Folded functions that still agree (`_folded`) share their one detour.
                 if addr in seen:
@@ -381,8 +379,7 @@ class Patcher:
         for name in sorted({*session.copies, *plan.selection.replaced}):
             earlier = tuple(addr + slide for addr in earlier_copies(session, name))
             places = (*(addr + slide for addr, _ in self.host.functions(name)), *earlier)
-            new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
-            newest = new_code.addr if new_code else earlier[-1]
+            newest = _new_code(image, name).addr if name in plan.selection.replaced else earlier[-1]
             entries.append(Entry(places=places, before=(earlier or places)[-1], after=newest))
         # A loader takes a library with a name that it knows for the one it has.
         library = elf_path.with_name(f"libpatch-{session.hello.instance}-{identity[:16]}.so")
@@ -435,6 +432,13 @@ class Patcher:
             thread_locals=plan.thread_locals_end,
             copies=copies,
         )
+
+
+def _new_code(image: Image, name: str) -> HostSymbol:
+    new_code = image.symbols.get(name + NEW_CODE_SUFFIX)
+    if new_code is None:
+        raise ObjectError(f"the linked patch does not define {demangle(name)}, which it is to replace")
+    return new_code
 
 
 def _place_thread_locals(

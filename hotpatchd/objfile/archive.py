@@ -91,8 +91,8 @@ class Archive:
             label = field.rstrip(b"/")
         origin = f"{self.path.name}({label.decode('utf-8', 'replace')})"
         data = self._data[offset + _HEADER_SIZE : offset + _HEADER_SIZE + size]
-        unit = self._members[offset] = open_unit(data, origin, origin=origin, from_archive=True)
-        return unit
+        # Threads may come here at once; all of them get the same.
+        return self._members.setdefault(offset, open_unit(data, origin, origin=origin, from_archive=True))
 
 
 class ArchiveSet:

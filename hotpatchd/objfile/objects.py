@@ -88,7 +88,9 @@ class BuildObjects:
         known = self._units.get(name)
         if known is None:
             file = self.files[name]
-            known = self._units[name] = open_object(name, file.path, is_optimised=file.is_optimised)
+            opened = open_object(name, file.path, is_optimised=file.is_optimised)
+            # Patches for several clients are planned in threads: all of them must see one and the same unit.
+            known = self._units.setdefault(name, opened)
         return known
 
     def changed_since(self, earlier: "BuildObjects") -> Iterator[ObjectUnit]:

@@ -1,12 +1,15 @@
 """The objects of a build, and what is taken over from the build before."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.objects import BuildObjects, ObjectFile, object_file
+from hotpatchd.objfile.objects import BuildObjects, ObjectFile, object_file, open_object
+from hotpatchd.objfile.units import ObjectUnit
 from tests.objfile.build import run
 
 
@@ -53,6 +56,23 @@ def test_objects_taken_over_need_not_exist_until_somebody_looks(tmp_path: Path) 
     unit = later.get("fa")
     assert isinstance(unit, CodeUnit)
     assert unit.obj.origin == str(link.path)
+
+
+def test_threads_that_open_an_object_at_once_get_the_same_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches for several clients are planned at once, and tell by the unit which object a function is in."""
+    both_opened = threading.Barrier(2)
+
+    def open_together(name: str, path: Path, *, is_optimised: bool) -> ObjectUnit:
+        opened = open_object(name, path, is_optimised=is_optimised)
+        both_opened.wait(timeout=30)
+        return opened
+
+    objects = BuildObjects({"a": compiled(tmp_path, "a", ".globl fa\nfa: ret\n")})
+    objects.forget_units()
+    monkeypatch.setattr("hotpatchd.objfile.objects.open_object", open_together)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(objects.unit, ("a", "a"))
+    assert first is second
 
 
 def test_changed_objects_are_those_that_are_other_files(two_builds: tuple[BuildObjects, BuildObjects]) -> None:
