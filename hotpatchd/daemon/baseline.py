@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hotpatchd.core.capture import Capture
 from hotpatchd.core.thinplan import plan_thin_crates
+from hotpatchd.daemon.crate_inputs import inputs_of
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.objfile.objects import BuildObjects
 
@@ -65,6 +66,6 @@ async def build_snapshot(
         place.write_bytes(text)
     builder = ThinBuilder(plan_thin_crates(moved, thin_dir=str(directory / "thin")))
     result = await builder.build(frozenset(crate.name for crate in builder.crates))
-    if not edited.isdisjoint(builder.inputs({}).crates_of):
+    if not edited.isdisjoint(inputs_of(builder.crates, {}).crates_of):
         return None
     return result.objects

@@ -31,6 +31,7 @@ from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon import logs, wire
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
 from hotpatchd.daemon.carrier import CarrierLinker
+from hotpatchd.daemon.crate_inputs import captured_files, inputs_of
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.jump_tables import JumpTableClients
@@ -50,7 +51,7 @@ from hotpatchd.daemon.program import (
 )
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
-from hotpatchd.daemon.thin import ThinBuilder, captured_files
+from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
@@ -343,7 +344,7 @@ class Daemon:
         names = ", ".join(crate.name for crate in crates)
         self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
         self._publish(DaemonReady(url=url, pid=os.getpid()))
-        self._dispatch(core.BaselineReady(inputs=builder.inputs(self._full_build)))
+        self._dispatch(core.BaselineReady(inputs=inputs_of(builder.crates, self._full_build)))
         if batch:
             self._take_batch(batch)
         async for settled in watcher.batches():
@@ -458,7 +459,7 @@ class Daemon:
             if not self.state.carried:
                 self._before = self._objects
             self._objects = result.objects
-        inputs = self._builder.inputs(self._full_build)
+        inputs = inputs_of(self._builder.crates, self._full_build)
         # Changes that rustc may have read, though they have not settled yet.
         newer = [Path(file) for file in inputs.crates_of if _changed_after(file, started)]
         batch = await self._watcher.rescan(newer) if newer else None

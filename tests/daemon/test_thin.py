@@ -11,6 +11,7 @@ import pytest
 
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.thinplan import ThinCrate, plan_thin_crates
+from hotpatchd.daemon.crate_inputs import inputs_of
 from hotpatchd.daemon.fatbuild import FatBuild
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.objfile.objects import BuildObjects
@@ -189,13 +190,13 @@ async def test_objects_left_by_an_earlier_daemon_are_not_in_the_way(
     assert (await again.builder.build(frozenset({"leaf", "app"}))).objects is None
     workspace.write(FILES)
     await again.build("leaf", "app")
-    assert (again.built_objects("leaf"), again.built_objects("app")) == ({"2"}, {"2"})
+    assert (again.built_objects("leaf"), again.built_objects("app")) == ({"1"}, {"1"})
 
 
 async def test_inputs_lead_from_files_to_the_crates_that_read_them(workspace: Workspace) -> None:
     """Modules and included files count, and all paths are absolute and plain."""
     root = workspace.project.root
-    inputs = workspace.builder.inputs({"/etc/hosts": "a file"})
+    inputs = inputs_of(workspace.builder.crates, {"/etc/hosts": "a file"})
     assert inputs.crates_of == {
         str(root / "leaf/src/lib.rs"): ("leaf",),
         str(root / "leaf/src/deep.rs"): ("leaf",),
@@ -212,7 +213,7 @@ async def test_inputs_are_those_of_the_newest_rebuild(workspace: Workspace) -> N
     workspace.write({"app/src/extra.rs": "pub fn run() {}\n"})
     workspace.write({"app/src/main.rs": "mod extra;\nfn main() { extra::run(); }\n"})
     await workspace.build("app")
-    assert workspace.builder.inputs({}).crates_of[str(extra)] == ("app",)
+    assert inputs_of(workspace.builder.crates, {}).crates_of[str(extra)] == ("app",)
 
 
 def test_inputs_before_the_first_rebuild_are_those_of_the_capture(
@@ -220,7 +221,7 @@ def test_inputs_before_the_first_rebuild_are_those_of_the_capture(
 ) -> None:
     """The full build listed its files too."""
     project, build = built
-    inputs = Workspace(project, build, tmp_path).builder.inputs({})
+    inputs = inputs_of(Workspace(project, build, tmp_path).builder.crates, {})
     assert inputs.crates_of[str(project.root / "leaf/src/deep.rs")] == ("leaf",)
 
 
