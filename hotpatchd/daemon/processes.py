@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hotpatchd.core.errors import BuildError
@@ -19,10 +19,22 @@ class Finished:
     stderr: bytes
 
 
-async def run_process(argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None) -> Finished:
+async def run_process(
+    argv: Sequence[str],
+    *,
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    on_stderr: Callable[[bytes], None] | None = None,
+) -> Finished:
     """Run a program to its end, without a terminal.
 
     When the caller is cancelled, the whole process group is killed before the cancellation goes on.
+
+    Args:
+        argv: the program and its arguments.
+        cwd: its directory.
+        env: its environment.
+        on_stderr: is given each line that it prints to standard error at once, line end included.
 
     Raises:
         BuildError: the program cannot be started.
@@ -42,10 +54,28 @@ async def run_process(argv: Sequence[str], *, cwd: str | None = None, env: Mappi
             f"cannot start `{argv[0]}`: {error.strerror}", hint="is it installed, and is it on the PATH of the build?"
         ) from error
     try:
-        stdout, stderr = await process.communicate()
+        assert process.stdout is not None
+        assert process.stderr is not None
+        reading = (process.stdout.read(), _read_lines(process.stderr, on_stderr))
+        stdout, stderr = await asyncio.gather(*reading)
+        await process.wait()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
         raise
     return Finished(status=process.returncode or 0, stdout=stdout, stderr=stderr)
+
+
+async def _read_lines(stream: asyncio.StreamReader, tell: Callable[[bytes], None] | None) -> bytes:
+    """All of a stream; lines of any length are told as they come."""
+    if tell is None:
+        return await stream.read()
+    read, line = bytearray(), bytearray()
+    while piece := await stream.read(1 << 16):
+        read += piece
+        *whole, rest = (line + piece).split(b"\n")
+        for finished in whole:
+            tell(bytes(finished) + b"\n")
+        line = rest
+    return bytes(read)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,21 @@ async def test_cancelling_kills_what_the_process_started_as_well(tmp_path: Path)
     assert task.cancelled()
     assert not is_running(shell)
     await until(lambda: not is_running(child))
+
+
+async def test_lines_of_standard_error_are_told_as_they_come(tmp_path: Path) -> None:
+    """Whoever waits for a line need not wait for the end; the line may be longer than a pipe holds."""
+    os.mkfifo(gate := tmp_path / "gate")
+    told: list[bytes] = []
+    seen = asyncio.Event()
+
+    def take(line: bytes) -> None:
+        told.append(line)
+        seen.set()
+
+    script = "import sys; print('x' * 200_000, file=sys.stderr, flush=True); open(sys.argv[1]).read()"
+    running = asyncio.create_task(run_process([sys.executable, "-c", script, str(gate)], on_stderr=take))
+    await asyncio.wait_for(seen.wait(), 30)
+    assert not running.done()
+    await asyncio.to_thread(gate.write_bytes, b"")
+    assert told == [b"x" * 200_000 + b"\n"] == [(await running).stderr]
