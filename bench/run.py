@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.generate import EDITED_FILE, EDITED_LINE, generate, symbols_assembly
+from bench.graph import measure_graph, show_graph
 from bench.kinds import measure_kinds, show_kinds
+from bench.replay import Replay, run, time_ms
 from hotpatchd.daemon.fatbuild import install_shim
 from hotpatchd.objfile.host_index import host_index
 from tests.e2e.harness import Session
@@ -80,43 +82,6 @@ class IndexFigures:
     symbols: int
     cold_ms: float
     warm_ms: float
-
-
-def time_ms(work: Callable[[], object]) -> float:
-    """How long `work` takes."""
-    start = time.perf_counter()
-    work()
-    return (time.perf_counter() - start) * 1000
-
-
-def run(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str] | None = None) -> None:
-    """Runs a command to its end; one that fails ends the benchmark with its output."""
-    done = subprocess.run(argv, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(argv[:3])} … failed in {cwd}\n{done.stderr}")
-
-
-class Replay:
-    """One of the daemon's rustc commands, run apart from the daemon with a cache of its own."""
-
-    def __init__(self, session: Session, crate: str, output: Path, *options: str) -> None:
-        explained = session.cli_json("explain", crate, *options)
-        self.output = output
-        self.cwd = Path(explained["cwd"])
-        self.env: dict[str, str] = explained["env"]
-        state = str(session.project.state)
-        self.argv = [explained["rustc"], *(word.replace(state, str(output)) for word in explained["edited_argv"])]
-        for word in self.argv:
-            if f"={output}" in word or word.startswith(str(output)):
-                path = Path(word.rpartition("=")[2])
-                (path.parent if path.suffix == ".o" else path).mkdir(parents=True, exist_ok=True)
-
-    def time_ms(self) -> float:
-        """How long the compiler takes, its output directory free of earlier objects."""
-        for old in self.output.rglob("*.o"):
-            if "incremental" not in old.parts:
-                old.unlink()
-        return time_ms(lambda: run(self.argv, cwd=self.cwd, env=self.env))
 
 
 def idle_cpu_percent(pid: int) -> float:
@@ -279,12 +244,15 @@ def main() -> None:
             EDITED_FILE,
             lambda number: EDITED_LINE.format(number=number),
         )
+        graph = measure_graph(scratch)
         kinds = measure_kinds(scratch)
     for name, figures in (("small program", small), ("large crate", large)):
         show_edits(console, name, figures)
         record[name.replace(" ", "_")] = asdict(figures) | {"limit_ms": figures.limit_ms}
     show_rest(console, shim, index)
+    show_graph(console, graph)
     show_kinds(console, kinds)
+    record["graph"] = {kind: asdict(figures) | {"limit_ms": figures.limit_ms} for kind, figures in graph.items()}
     record["kinds"] = {kind: asdict(figures) for kind, figures in kinds.items()}
     record |= {"shim": asdict(shim), "symbol_index": asdict(index)}
     RESULTS.mkdir(exist_ok=True)

@@ -28,6 +28,7 @@ from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.explain import explain_crate
 from hotpatchd.daemon.fatbuild import Workspace, fat_build, load_workspace
 from hotpatchd.daemon.lock import read_daemon
+from hotpatchd.daemon.power import is_on_battery
 from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
@@ -46,11 +47,22 @@ def _stacked(*options: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return add
 
 
+def _refuse_harness(_: click.Context, option: click.Parameter, name: str | None) -> None:
+    if name is not None:
+        raise UsageError(
+            f"--{option.name} {name}: a test harness ends before an edit can reach it",
+            hint="call the code from an example, which can be patched while it runs: --example NAME",
+        )
+
+
 _selection_options = _stacked(
     click.option("--manifest-path", metavar="PATH", help="Path to Cargo.toml."),
     click.option("-p", "--package", metavar="SPEC", help="Package to build."),
+    click.option("--lib", is_flag=True, help="Build the package's shared library, for programs that load it."),
     click.option("--bin", metavar="NAME", help="Build this binary."),
     click.option("--example", metavar="NAME", help="Build this example."),
+    click.option("--test", metavar="NAME", expose_value=False, callback=_refuse_harness, help="Refused: tests end."),
+    click.option("--bench", metavar="NAME", expose_value=False, callback=_refuse_harness, help="Refused as well."),
     click.option("-r", "--release", is_flag=True, help="Build optimised artifacts, with the release profile."),
     click.option("--profile", metavar="NAME", help="Build artifacts with this profile."),
     click.option("-F", "--features", multiple=True, metavar="FEATURES", help="Features to activate."),
@@ -78,6 +90,21 @@ _daemon_options = _stacked(
     click.option("-v", "--verbose", is_flag=True, help="Log more."),
 )
 
+_program_options = _stacked(
+    click.option(
+        "--auto-restart", is_flag=True, help="Start the program anew where an edit needs it, and once it crashed."
+    ),
+    click.option(
+        "--background-build/--no-background-build",
+        "background",
+        default=None,
+        help="Bring the program's file up to date while nothing happens (default: unless on battery).",
+    ),
+    click.option(
+        "--keys", is_flag=True, help="The terminal's keys are for hotpatchd (r: restart); the program reads nothing."
+    ),
+)
+
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -95,7 +122,7 @@ def cli() -> None:
 
 def _selection(given: dict[str, Any]) -> CargoSelection:
     features = tuple(part for value in given.pop("features") for part in value.replace(",", " ").split())
-    fields = ("manifest_path", "package", "bin", "example", "release", "profile", "all_features")
+    fields = ("manifest_path", "package", "lib", "bin", "example", "release", "profile", "all_features")
     more = ("no_default_features", "target", "target_dir")
     return CargoSelection(features=features, **{name: given.pop(name) for name in (*fields, *more)})
 
@@ -132,8 +159,20 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
     listen, poll = parse_address(given.pop("listen")), given.pop("poll")
     events = EventBus(given.pop("events"))
     protocol = given.pop("protocol")
+    auto_restart, keys = given.pop("auto_restart", False), given.pop("keys", False)
+    background = given.pop("background", False)
     selection = _selection(given)
-    options = Options(selection=selection, cwd=Path.cwd(), listen=listen, times=times, poll=poll, protocol=protocol)
+    options = Options(
+        selection=selection,
+        cwd=Path.cwd(),
+        listen=listen,
+        times=times,
+        poll=poll,
+        protocol=protocol,
+        auto_restart=auto_restart,
+        background=not is_on_battery() if background is None else background,
+        keys=keys,
+    )
     is_ours_alone = console.is_terminal and (program is None or not sys.stdout.isatty())
     daemon = Daemon(options, _workspace(selection), events, Terminal(console, live=is_ours_alone))
 
@@ -149,6 +188,7 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
 @cli.command()
 @_selection_options
 @_daemon_options
+@_program_options
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(args: tuple[str, ...], **given: Any) -> None:
     """Build the program, start it, and patch it whenever its source changes. ARGS go to the program."""
@@ -328,6 +368,18 @@ def undo(count: int, manifest_path: str | None, target_dir: str | None, as_json:
         _print_json(result)
     else:
         click.echo(f"took back {count} patch{'es' if count > 1 else ''} in {len(result['clients'])} program(s)")
+
+
+@cli.command()
+@_daemon_command
+@click.option("--without-last-edit", is_flag=True, help="Start it as it was before the last edit, without a build.")
+def restart(without_last_edit: bool, manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Build the program while it goes on, and then start it anew: same arguments, terminal and environment."""
+    result = _call(manifest_path, target_dir, "restart", without_last=without_last_edit)
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(f"started again without the edits after edit {result['edit']}" if without_last_edit else "restarted")
 
 
 @cli.command()

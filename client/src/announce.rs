@@ -14,7 +14,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 type Callback = unsafe extern "C" fn(*mut dl_phdr_info, size_t, *mut c_void) -> c_int;
 
@@ -25,19 +25,27 @@ type Callback = unsafe extern "C" fn(*mut dl_phdr_info, size_t, *mut c_void) -> 
 /// to. That is still inside the call instruction: they start from the last byte of it, and no call is shorter than two.
 const LOAD_ADDR: u64 = 1;
 
-struct Slots {
+/// The slots of one region.
+pub struct Slots {
     region: Range<u64>,
     /// The name of each slot's file, up to its number.
     prefix: Vec<u8>,
 }
 
-static SLOTS: OnceLock<Slots> = OnceLock::new();
+impl Slots {
+    pub fn of(region: Range<u64>, state: &Path, instance: &str) -> Slots {
+        let mut prefix = state.as_os_str().as_bytes().to_vec();
+        prefix.extend_from_slice(format!("/patches/{instance}/slot-").as_bytes());
+        Slots { region, prefix }
+    }
+}
 
-/// Announces the slots of the region from now on.
-pub fn announce_slots(region: Range<u64>, state: &Path, instance: &str) {
-    let mut prefix = state.as_os_str().as_bytes().to_vec();
-    prefix.extend_from_slice(format!("/patches/{instance}/slot-").as_bytes());
-    let _ = SLOTS.set(Slots { region, prefix });
+/// Null until there is something to announce. Never freed: another thread may be reading.
+static ANNOUNCED: AtomicPtr<Vec<Slots>> = AtomicPtr::new(ptr::null_mut());
+
+/// Announces these slots from now on, and no others.
+pub fn announce(slots: Vec<Slots>) {
+    ANNOUNCED.store(Box::into_raw(Box::new(slots)), Ordering::Release);
 }
 
 /// What libc's `dl_iterate_phdr` does in a static program. The client's takes its place when the program is linked.
@@ -74,7 +82,6 @@ pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void
 /// As for `dl_iterate_phdr`.
 #[cfg(not(feature = "linked"))]
 pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
-    use std::sync::atomic::{AtomicPtr, Ordering};
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     let mut real = REAL.load(Ordering::Relaxed);
     if real.is_null() {
@@ -94,12 +101,12 @@ pub unsafe fn real_dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void
 /// As for libc's function.
 #[no_mangle]
 pub unsafe extern "C" fn dl_iterate_phdr(callback: Option<Callback>, data: *mut c_void) -> c_int {
-    let (Some(slots), Some(callback)) = (SLOTS.get(), callback) else {
+    let (Some(announced), Some(callback)) = (ANNOUNCED.load(Ordering::Acquire).as_ref(), callback) else {
         return real_dl_iterate_phdr(callback, data);
     };
     let mut relay = Relay { callback, data, last: zeroed() };
     match real_dl_iterate_phdr(Some(relay_module), ptr::addr_of_mut!(relay).cast()) {
-        0 => slots.report(&relay),
+        0 => announced.iter().map(|slots| slots.report(&relay)).find(|&stopped| stopped != 0).unwrap_or(0),
         stopped => stopped,
     }
 }

@@ -1,6 +1,8 @@
 //! Decides whether a patch can be applied, before anything is touched.
 
 use crate::arch::{detour, DETOUR_LEN};
+#[cfg(not(feature = "linked"))]
+use crate::dl::Handle;
 use crate::hex::{hex, unhex};
 use crate::host::Host;
 use crate::locals::{Initial, Reserve};
@@ -68,7 +70,7 @@ pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refus
         .collect();
     let end = segments.iter().map(|segment| segment.pages.end).max().unwrap_or(ground.next);
     Ok(Plan {
-        slots: resolve_imports(patch)?,
+        slots: resolve_imports(patch, ground.host)?,
         eh_frame: find_eh_frame(patch, bytes, &code)?,
         detours: encode_detours(patch, ground, &code)?,
         thread_locals: place_thread_locals(patch, ground)?,
@@ -106,7 +108,8 @@ fn place_segments(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Vec<Pl
     Ok(placed)
 }
 
-fn resolve_imports(patch: &Patch) -> Result<Vec<(u64, u64)>, Refusal> {
+fn resolve_imports(patch: &Patch, host: &Host) -> Result<Vec<(u64, u64)>, Refusal> {
+    let scope = Scope::of(host);
     let holds = |slot: &Range<u64>| {
         let writable = patch.segments.iter().filter(|segment| segment.prot != Protection::Rx);
         writable.into_iter().any(|segment| contains(&(segment.addr..segment.addr + segment.mem_size), slot))
@@ -117,7 +120,7 @@ fn resolve_imports(patch: &Patch) -> Result<Vec<(u64, u64)>, Refusal> {
             let detail = format!("the slot of {} at {:#x} is in no data segment", import.name, import.slot);
             return Err(Reason::Address.because(detail));
         }
-        let Some(found) = look_up(&import.name) else {
+        let Some(found) = scope.look_up(&import.name) else {
             let detail = match cfg!(feature = "linked") {
                 true => format!("a static program looks nothing up by name, and so not {}", import.name),
                 false => format!("no loaded library has the symbol {}", import.name),
@@ -129,17 +132,41 @@ fn resolve_imports(patch: &Patch) -> Result<Vec<(u64, u64)>, Refusal> {
     Ok(slots)
 }
 
-#[cfg(feature = "linked")]
-fn look_up(_name: &str) -> Option<u64> {
-    None
+/// Where imports are found: in what the program has loaded, and then in what a library was loaded with.
+#[cfg(not(feature = "linked"))]
+struct Scope {
+    library: Option<Handle>,
 }
 
 #[cfg(not(feature = "linked"))]
-fn look_up(name: &str) -> Option<u64> {
-    let name = std::ffi::CString::new(name).ok()?;
-    match unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) } as u64 {
-        0 => None,
-        found => Some(found),
+impl Scope {
+    fn of(host: &Host) -> Scope {
+        Scope { library: host.library().and_then(Handle::of_loaded) }
+    }
+
+    fn look_up(&self, name: &str) -> Option<u64> {
+        Handle::of_all().symbol(name).or_else(|| self.library.as_ref()?.symbol(name))
+    }
+}
+
+#[cfg(not(feature = "linked"))]
+impl Drop for Scope {
+    fn drop(&mut self) {
+        self.library.take().map(Handle::close);
+    }
+}
+
+#[cfg(feature = "linked")]
+struct Scope;
+
+#[cfg(feature = "linked")]
+impl Scope {
+    fn of(_host: &Host) -> Scope {
+        Scope
+    }
+
+    fn look_up(&self, _name: &str) -> Option<u64> {
+        None
     }
 }
 

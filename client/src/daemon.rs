@@ -1,17 +1,25 @@
 //! Where the daemon is.
 
 use crate::os;
-use std::env;
+use serde::Deserialize;
 use std::path::PathBuf;
+use std::{env, fs};
 
 /// How the daemon is found.
 pub enum Daemon {
     /// By the file in its state directory.
     State(PathBuf),
-    Address {
-        url: String,
-        token: String,
-    },
+    Address(Address),
+}
+
+/// What is to be known of a daemon.
+#[derive(Deserialize, Clone)]
+pub struct Address {
+    pub url: String,
+    pub token: String,
+    /// The build id of the library that is patched; `None` where it is the program itself.
+    #[serde(default)]
+    pub library: Option<String>,
 }
 
 impl Daemon {
@@ -31,6 +39,14 @@ impl Daemon {
         };
         let url = value("HOTPATCHD_URL", option_env!("HOTPATCHD_URL"))?;
         let token = value("HOTPATCHD_TOKEN", option_env!("HOTPATCHD_TOKEN"))?;
-        Some(Daemon::Address { url, token })
+        Some(Daemon::Address(Address { url, token, library: None }))
+    }
+
+    /// The daemon as it is now, if there is one.
+    pub fn address(&self) -> Option<Address> {
+        match self {
+            Daemon::State(state) => serde_json::from_slice(&fs::read(state.join("daemon.json")).ok()?).ok(),
+            Daemon::Address(address) => Some(address.clone()),
+        }
     }
 }

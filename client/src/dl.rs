@@ -1,6 +1,8 @@
 //! Libraries in the hands of the dynamic loader.
 
 use std::ffi::{c_void, CStr, CString};
+#[cfg(all(target_os = "linux", not(feature = "linked")))]
+use std::{os::unix::ffi::OsStrExt, path::Path};
 
 /// What `dlopen` gave.
 pub struct Handle(*mut c_void);
@@ -11,6 +13,25 @@ impl Handle {
     pub fn open(path: &str) -> Result<Handle, String> {
         let path = CString::new(path).map_err(|error| error.to_string())?;
         unsafe { Handle::checked(libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL)) }
+    }
+
+    /// All that the program was started with.
+    #[cfg(all(target_os = "linux", not(feature = "linked")))]
+    pub fn of_all() -> Handle {
+        Handle(libc::RTLD_DEFAULT)
+    }
+
+    /// The library that was loaded from `path`, if it still is; it stays so until [`Handle::close`].
+    #[cfg(all(target_os = "linux", not(feature = "linked")))]
+    pub fn of_loaded(path: &Path) -> Option<Handle> {
+        let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        (!handle.is_null()).then_some(Handle(handle))
+    }
+
+    #[cfg(all(target_os = "linux", not(feature = "linked")))]
+    pub fn close(self) {
+        unsafe { libc::dlclose(self.0) };
     }
 
     /// What a function of the loader has returned, or else what went wrong.

@@ -125,6 +125,7 @@ impl<R: Redirect> Patcher for Dylibs<R> {
             instance: &self.instance,
             build_id: &self.program.build_id,
             exe: Cow::Borrowed(&self.program.exe),
+            library: None,
             target: &self.program.target,
             slide: self.program.slide,
             region: Region { addr: 0, size: 0, slot_size: SLOT_SIZE, next: 0 },

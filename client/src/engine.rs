@@ -6,7 +6,7 @@ use crate::check::{check, Ground, Plan};
 use crate::frames;
 use crate::host::Host;
 use crate::locals::{Initial, Reserve, Unlocked};
-use crate::memory::{discard, protect, Memory, SLOT_SIZE};
+use crate::memory::{discard, protect, release, Memory, SLOT_SIZE};
 use crate::park::{Parking, Stuck, SIGNAL};
 use crate::unwind::{with_modules, Module, Walker};
 use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
@@ -38,6 +38,8 @@ pub struct Engine {
     /// Executable segments and unwind tables of all patches ever applied: they stay mapped.
     code: Vec<Range<u64>>,
     tables: Vec<Module>,
+    /// Where the registered frames of all patches begin.
+    frames: Vec<u64>,
     memory: Memory,
     parking: Parking,
 }
@@ -77,6 +79,8 @@ enum Hindrance {
     /// The thread is starting another, which may have its thread-locals already.
     Starting(pid_t),
     Unwritable(io::Error),
+    /// The library is not loaded any more.
+    Unloaded,
 }
 
 impl Engine {
@@ -93,6 +97,7 @@ impl Engine {
             far_bodies: BTreeMap::new(),
             code: Vec::new(),
             tables: Vec::new(),
+            frames: Vec::new(),
             memory: Memory::open()?,
             parking: Parking::open()?,
         })
@@ -105,6 +110,35 @@ impl Engine {
             slot_size: SLOT_SIZE,
             next: self.next,
         }
+    }
+
+    /// The address space that is kept for patches.
+    pub fn reserved(&self) -> Range<u64> {
+        self.region.clone()
+    }
+
+    /// Whether no patch has been applied, not even one that was taken back.
+    pub fn is_untouched(&self) -> bool {
+        self.next == self.region.start
+    }
+
+    /// Room for thread-locals, where it has not been used.
+    pub fn take_reserve(&mut self) -> Option<Reserve> {
+        if self.is_untouched() {
+            self.reserve.take()
+        } else {
+            None
+        }
+    }
+
+    pub fn give_reserve(&mut self, reserve: Reserve) {
+        self.reserve = Some(reserve);
+    }
+
+    /// Gives everything back that patches of an unloaded library have.
+    pub fn retire(self) {
+        self.frames.iter().for_each(|&eh_frame| unsafe { frames::deregister(eh_frame) });
+        release(&self.region);
     }
 
     pub fn thread_locals(&self) -> ThreadLocals {
@@ -176,6 +210,7 @@ impl Engine {
         self.patches.push(InForce { patch: patch.patch.clone(), detours: detours.collect() });
         self.code.extend_from_slice(&plan.code);
         self.tables.extend(tables);
+        self.frames.extend(plan.eh_frame.iter().map(|eh_frame| eh_frame.start));
         self.next = plan.next;
         Ok(rewritten)
     }
@@ -262,8 +297,12 @@ impl Engine {
         let (mut attempt, mut while_starting) = (0, 0);
         while attempt < ATTEMPTS && while_starting < ATTEMPTS_WHILE_STARTING {
             let mut result = None;
-            let Engine { memory, parking, tables, .. } = self;
+            let Engine { host, memory, parking, tables, .. } = self;
             with_modules(|mut modules| {
+                if !host.is_loaded() {
+                    result = Some(Err(Hindrance::Unloaded));
+                    return;
+                }
                 modules.extend_from_slice(tables);
                 let walker = Walker::new(modules, memory);
                 let limit = FIRST_LIMIT * (1 << attempt.min(3));
@@ -287,7 +326,11 @@ impl Engine {
                 Err(other) => {
                     // libc blocks every signal now and then, for a moment.
                     let in_vain = |tid| attempt >= 2 && blocks_signal(tid);
-                    let stop = matches!(other, Hindrance::Stuck(Stuck::Thread(tid)) if in_vain(tid));
+                    let stop = match other {
+                        Hindrance::Stuck(Stuck::Thread(tid)) => in_vain(tid),
+                        Hindrance::Unloaded => true,
+                        _ => false,
+                    };
                     hindrance = Some(other);
                     if stop {
                         break;
@@ -314,6 +357,7 @@ impl Engine {
             Some(Hindrance::Starting(tid)) => {
                 Reason::Park.because(format!("thread {} stays in starting another", thread_name(tid)))
             }
+            Some(Hindrance::Unloaded) => Reason::Memory.because("the library is not loaded any more"),
             Some(Hindrance::Unwritable(error)) => Reason::Memory.because(format!("cannot write code: {error}")),
             Some(Hindrance::Stuck(Stuck::Crowded)) | None => Reason::Park.because("threads keep being started"),
         })

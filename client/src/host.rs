@@ -12,11 +12,12 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 #[cfg(target_os = "linux")]
-use std::path::PathBuf;
+use std::{ffi::CStr, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
 use std::{fs, io, slice};
 
 const NT_GNU_BUILD_ID: u32 = 3;
 const PF_X: u32 = 1;
+const HASHED: &str = "sha256-";
 
 /// A loaded file as the dynamic loader sees it; all addresses are run-time addresses.
 #[derive(Clone)]
@@ -26,6 +27,30 @@ pub struct Module {
     pub extent: Range<u64>,
     pub code: Vec<Range<u64>>,
     notes: Vec<Range<u64>>,
+    /// The path that it was loaded from; empty for the executable.
+    #[cfg(target_os = "linux")]
+    pub path: PathBuf,
+    /// The loader's number for its thread-locals, 0 if it has none.
+    #[cfg(target_os = "linux")]
+    pub tls_module: u64,
+}
+
+/// How often the dynamic loader has loaded and unloaded something.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Loads(u64, u64);
+
+#[cfg(target_os = "linux")]
+impl Loads {
+    pub fn so_far() -> Loads {
+        unsafe extern "C" fn look(info: *mut dl_phdr_info, _size: size_t, loads: *mut c_void) -> c_int {
+            *loads.cast::<Loads>() = Loads((*info).dlpi_adds, (*info).dlpi_subs);
+            1
+        }
+        let mut loads = Loads(0, 0);
+        unsafe { real_dl_iterate_phdr(Some(look), std::ptr::addr_of_mut!(loads).cast()) };
+        loads
+    }
 }
 
 impl Module {
@@ -33,6 +58,19 @@ impl Module {
     #[cfg(target_os = "linux")]
     pub fn of_executable() -> Option<Module> {
         Module::find(&|_| true)
+    }
+
+    /// The library with that build id; the first, where it is loaded several times.
+    #[cfg(target_os = "linux")]
+    pub fn of_library(build_id: &str) -> Option<Module> {
+        Module::find(&|module| {
+            !module.path.as_os_str().is_empty()
+                && match module.noted_build_id() {
+                    Some(id) => id == build_id,
+                    // Without a note it takes reading the file.
+                    None => build_id.starts_with(HASHED) && hashed(&module.path).is_ok_and(|id| id == build_id),
+                }
+        })
     }
 
     /// The module that `addr` lies in.
@@ -68,6 +106,13 @@ impl Module {
                 ..of_type(PT_LOAD).map(|h| range_of(h).end).max()?,
             code: of_type(PT_LOAD).filter(|h| h.p_flags & PF_X != 0).map(range_of).collect(),
             notes: of_type(PT_NOTE).map(range_of).collect(),
+            #[cfg(target_os = "linux")]
+            path: match info.dlpi_name.is_null() {
+                true => PathBuf::new(),
+                false => OsStr::from_bytes(CStr::from_ptr(info.dlpi_name).to_bytes()).into(),
+            },
+            #[cfg(target_os = "linux")]
+            tls_module: info.dlpi_tls_modid as u64,
         })
     }
 
@@ -84,15 +129,20 @@ impl Module {
 
     /// The content of the GNU build-id note in hex, or `sha256-` and the hash of the module's file.
     pub fn build_id(&self, file: &Path) -> io::Result<String> {
-        let note = self.notes.iter().find_map(|range| {
+        self.noted_build_id().map_or_else(|| hashed(file), Ok)
+    }
+
+    fn noted_build_id(&self) -> Option<String> {
+        self.notes.iter().find_map(|range| {
             let bytes = unsafe { slice::from_raw_parts(range.start as *const u8, (range.end - range.start) as usize) };
-            build_id_note(bytes)
-        });
-        Ok(match note {
-            Some(id) => hex(id),
-            None => format!("sha256-{}", hex(&Sha256::digest(fs::read(file)?))),
+            build_id_note(bytes).map(hex)
         })
     }
+}
+
+/// The build id of a file without a note.
+fn hashed(file: &Path) -> io::Result<String> {
+    Ok(format!("{HASHED}{}", hex(&Sha256::digest(fs::read(file)?))))
 }
 
 /// Finds the build id among ELF notes. Source: elf(5), "Notes".
@@ -109,20 +159,34 @@ fn build_id_note(mut notes: &[u8]) -> Option<&[u8]> {
     }
 }
 
-/// What `hello` says of the program.
+/// What `hello` says of the program, or of a library in it that is patched.
 #[cfg(target_os = "linux")]
 pub struct Host {
     pub module: Module,
     pub build_id: String,
+    /// Of the program.
     pub exe: PathBuf,
     pub page_size: u64,
 }
 
 #[cfg(target_os = "linux")]
 impl Host {
+    /// The host that a module is, be it the executable or a library.
     pub fn read(module: Module) -> io::Result<Host> {
-        let file = Path::new("/proc/self/exe");
+        let exe = Path::new("/proc/self/exe");
         let page_size = crate::memory::page_size();
-        Ok(Host { build_id: module.build_id(file)?, exe: fs::read_link(file)?, page_size, module })
+        let file = if module.path.as_os_str().is_empty() { exe } else { &module.path };
+        Ok(Host { build_id: module.build_id(file)?, exe: fs::read_link(exe)?, page_size, module })
+    }
+
+    /// The library, where it is one.
+    pub fn library(&self) -> Option<&Path> {
+        Some(&*self.module.path).filter(|path| !path.as_os_str().is_empty())
+    }
+
+    /// Whether the dynamic loader still has it where it was.
+    pub fn is_loaded(&self) -> bool {
+        self.library().is_none()
+            || Module::of_library(&self.build_id).is_some_and(|module| module.extent == self.module.extent)
     }
 }

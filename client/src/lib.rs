@@ -25,6 +25,8 @@ mod frames;
 mod hex;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod host;
+#[cfg(target_os = "linux")]
+mod hosts;
 #[cfg(any(target_os = "linux", windows))]
 mod island;
 mod jump;
@@ -63,6 +65,8 @@ const THREAD_NAME: &str = "hotpatchd";
 const STACK_SIZE: usize = 256 << 10;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Nothing tells of a library that is loaded, or unloaded. Looking takes some microseconds.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 #[cfg(target_os = "linux")]
 #[used]
@@ -106,10 +110,16 @@ fn attend(prepared: Prepared, daemon: &Daemon) -> io::Result<()> {
     let mut patcher = prepared.into_patcher()?;
     let mut pause = FIRST_PAUSE;
     loop {
-        match catch_unwind(AssertUnwindSafe(|| session::run(&mut *patcher, daemon))) {
-            Ok(End::Rejected) => return Ok(()),
+        let end = catch_unwind(AssertUnwindSafe(|| match daemon.address() {
+            None => End::Unopened,
+            Some(address) if !patcher.turn_to(address.library.as_deref()) => End::Absent,
+            Some(address) => session::run(&mut *patcher, &address),
+        }));
+        match end {
+            Ok(End::Rejected) if patcher.is_lasting() => return Ok(()),
+            Ok(End::Absent) => pause = LOOK_AGAIN,
             Ok(End::Lost) => pause = FIRST_PAUSE,
-            Ok(End::Unopened) | Err(_) => {}
+            Ok(End::Unopened | End::Rejected) | Err(_) => {}
         }
         thread::sleep(pause);
         pause = LONGEST_PAUSE.min(pause * 2);

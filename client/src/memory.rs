@@ -38,6 +38,11 @@ fn reserve_at(range: &Range<u64>) -> bool {
     got as u64 == range.start
 }
 
+/// Gives a region back to the program.
+pub fn release(region: &Range<u64>) {
+    unsafe { libc::munmap(region.start as *mut c_void, (region.end - region.start) as usize) };
+}
+
 /// Makes pages of the region usable with `protection`; `range` is page-aligned.
 pub fn protect(range: &Range<u64>, protection: c_int) -> io::Result<()> {
     let size = (range.end - range.start) as usize;

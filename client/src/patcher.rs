@@ -6,6 +6,21 @@ use crate::wire::{Applied, Dylib, Program, Reason, Refusal};
 use crate::wire::Patch;
 
 pub trait Patcher {
+    /// Turns to the loaded library with that build id, or to the program itself; tells whether it is there.
+    fn turn_to(&mut self, library: Option<&str>) -> bool {
+        library.is_none()
+    }
+
+    /// Whether what is patched stays as long as the process.
+    fn is_lasting(&self) -> bool {
+        true
+    }
+
+    /// Whether what is patched is still there.
+    fn is_there(&mut self) -> bool {
+        true
+    }
+
     /// What `hello` says of the program and of the patches in force.
     fn describe(&self) -> Program<'_>;
 

@@ -1,16 +1,16 @@
 //! One connection to the daemon, from finding it to losing it.
 
-use crate::daemon::Daemon;
+use crate::daemon::Address;
 use crate::download::download;
 use crate::hex::{hex, random_hex};
 use crate::patcher::Patcher;
 use crate::wire::{Body, Dylib, FromDaemon, Hello, Numbered, Reason, Refusal, ToDaemon, MAX_FRAME_BYTES, PROTOCOL};
+use crate::LOOK_AGAIN;
 use hmac::{Hmac, Mac};
-use serde::Deserialize;
 use sha2::Sha256;
-use std::fs;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tungstenite::http::Uri;
 use tungstenite::protocol::frame::coding::CloseCode;
 use tungstenite::protocol::{CloseFrame, WebSocketConfig};
@@ -20,14 +20,10 @@ const OPENING_LIMIT: Duration = Duration::from_secs(5);
 /// The daemon pings every 20 s and gives up after another 20 s.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 
-#[derive(Deserialize)]
-struct DaemonFile {
-    url: String,
-    token: String,
-}
-
 /// How a session ended.
 pub enum End {
+    /// What the daemon patches is not there.
+    Absent,
     /// No daemon was there, or it could not prove itself.
     Unopened,
     /// The connection was lost after it had been opened.
@@ -50,12 +46,13 @@ struct Connection {
     socket: WebSocket<TcpStream>,
     addr: SocketAddr,
     token: String,
+    silence_limit: Duration,
     sent: u64,
     received: u64,
 }
 
 /// Connects to the daemon and serves it until the connection ends.
-pub fn run(patcher: &mut dyn Patcher, daemon: &Daemon) -> End {
+pub fn run(patcher: &mut dyn Patcher, daemon: &Address) -> End {
     let Some(mut connection) = connect(daemon) else { return End::Unopened };
     let (broken, end) = match connection.open(patcher) {
         Ok(None) => (connection.serve(patcher), End::Lost),
@@ -68,15 +65,8 @@ pub fn run(patcher: &mut dyn Patcher, daemon: &Daemon) -> End {
     end
 }
 
-fn connect(daemon: &Daemon) -> Option<Connection> {
-    let (url, token) = match daemon {
-        Daemon::State(state) => {
-            let file: DaemonFile = serde_json::from_slice(&fs::read(state.join("daemon.json")).ok()?).ok()?;
-            (file.url, file.token)
-        }
-        Daemon::Address { url, token } => (url.clone(), token.clone()),
-    };
-    let uri: Uri = url.parse().ok()?;
+fn connect(daemon: &Address) -> Option<Connection> {
+    let uri: Uri = daemon.url.parse().ok()?;
     let host = uri.host()?.trim_start_matches('[').trim_end_matches(']');
     let mut addrs = (host, uri.port_u16()?).to_socket_addrs().ok()?;
     // Nothing protects what goes over the connection: it must not leave the machine, or the cable to it.
@@ -90,13 +80,13 @@ fn connect(daemon: &Daemon) -> Option<Connection> {
         ..WebSocketConfig::default()
     };
     let (socket, _) = tungstenite::client::client_with_config(uri, stream, Some(config)).ok()?;
-    Some(Connection { socket, addr, token, sent: 0, received: 0 })
+    Some(Connection { socket, addr, token: daemon.token.clone(), silence_limit: OPENING_LIMIT, sent: 0, received: 0 })
 }
 
 impl Connection {
     /// Says hello, each side proving that it knows the token. `None` means welcome.
-    fn open(&mut self, patcher: &dyn Patcher) -> Result<Option<End>, Broken> {
-        let FromDaemon::Challenge { protocol: PROTOCOL, nonce: challenge } = self.receive()? else {
+    fn open(&mut self, patcher: &mut dyn Patcher) -> Result<Option<End>, Broken> {
+        let FromDaemon::Challenge { protocol: PROTOCOL, nonce: challenge } = self.receive(patcher)? else {
             return Err(Broken::Breach(CloseCode::Protocol));
         };
         let nonce = random_hex::<32>().map_err(|_| Broken::Gone)?;
@@ -107,10 +97,12 @@ impl Connection {
             pid: std::process::id(),
             program: patcher.describe(),
         }))?;
-        match self.receive()? {
+        match self.receive(patcher)? {
             FromDaemon::Welcome { proof: answer } if answer == proof(&self.token, "daemon", &nonce) => {
                 let stream = self.socket.get_ref();
-                stream.set_read_timeout(Some(SILENCE_LIMIT)).map_err(|_| Broken::Gone)?;
+                self.silence_limit = SILENCE_LIMIT;
+                let pause = if patcher.is_lasting() { SILENCE_LIMIT } else { LOOK_AGAIN };
+                stream.set_read_timeout(Some(pause)).map_err(|_| Broken::Gone)?;
                 Ok(None)
             }
             FromDaemon::Welcome { .. } => Err(Broken::Breach(WRONG_TOKEN)),
@@ -122,13 +114,17 @@ impl Connection {
 
     fn serve(&mut self, patcher: &mut dyn Patcher) -> Broken {
         loop {
-            let served = self.receive().and_then(|message| {
+            let served = self.receive(patcher).and_then(|message| {
                 let answers = self.received;
                 let result = match message {
                     #[cfg(target_os = "linux")]
-                    FromDaemon::Patch(patch) => patcher.apply_image(&patch, &self.receive_bytes()?),
+                    FromDaemon::Patch(patch) => {
+                        let bytes = self.receive_bytes(patcher)?;
+                        patcher.apply_image(&patch, &bytes)
+                    }
                     FromDaemon::Dylib(patch) => {
-                        self.bytes_of(&patch)?.and_then(|bytes| patcher.apply_dylib(&patch, &bytes))
+                        let bytes = self.bytes_of(&patch, patcher)?;
+                        bytes.and_then(|bytes| patcher.apply_dylib(&patch, &bytes))
                     }
                     FromDaemon::Undo { to } => patcher.undo(to.as_deref()),
                     _ => return Err(Broken::Breach(CloseCode::Protocol)),
@@ -144,8 +140,8 @@ impl Connection {
         }
     }
 
-    fn bytes_of(&mut self, patch: &Dylib) -> Result<Result<Vec<u8>, Refusal>, Broken> {
-        let Some(path) = &patch.url else { return self.receive_bytes().map(Ok) };
+    fn bytes_of(&mut self, patch: &Dylib, patcher: &mut dyn Patcher) -> Result<Result<Vec<u8>, Refusal>, Broken> {
+        let Some(path) = &patch.url else { return self.receive_bytes(patcher).map(Ok) };
         let size = patch.size.min(MAX_FRAME_BYTES as u64);
         let fetched = download(self.addr, path, &self.token, size);
         Ok(fetched.map_err(|error| Reason::Hash.because(format!("cannot fetch {path}: {error}"))))
@@ -157,9 +153,9 @@ impl Connection {
         self.socket.send(Message::Text(text)).map_err(Broken::from)
     }
 
-    fn receive(&mut self) -> Result<FromDaemon, Broken> {
+    fn receive(&mut self, patcher: &mut dyn Patcher) -> Result<FromDaemon, Broken> {
         let breach = |_| Broken::Breach(CloseCode::Protocol);
-        let text = match self.next_frame()? {
+        let text = match self.next_frame(patcher)? {
             Message::Text(text) => text,
             _ => return Err(Broken::Breach(CloseCode::Unsupported)),
         };
@@ -171,17 +167,29 @@ impl Connection {
         serde_json::from_str(&text).map_err(breach)
     }
 
-    fn receive_bytes(&mut self) -> Result<Vec<u8>, Broken> {
-        match self.next_frame()? {
+    fn receive_bytes(&mut self, patcher: &mut dyn Patcher) -> Result<Vec<u8>, Broken> {
+        match self.next_frame(patcher)? {
             Message::Binary(bytes) => Ok(bytes),
             _ => Err(Broken::Breach(CloseCode::Protocol)),
         }
     }
 
-    /// The next text or binary frame.
-    fn next_frame(&mut self) -> Result<Message, Broken> {
+    /// The next text or binary frame, as long as there is something to patch.
+    fn next_frame(&mut self, patcher: &mut dyn Patcher) -> Result<Message, Broken> {
+        let mut heard = Instant::now();
         loop {
-            match self.socket.read()? {
+            let read = match self.socket.read() {
+                Err(tungstenite::Error::Io(error))
+                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+                        && heard.elapsed() < self.silence_limit
+                        && patcher.is_there() =>
+                {
+                    continue
+                }
+                read => read?,
+            };
+            heard = Instant::now();
+            match read {
                 Message::Close(_) => {
                     let _ = self.socket.flush();
                     return Err(Broken::Gone);

@@ -155,12 +155,20 @@ pub struct Program<'a> {
     pub instance: &'a str,
     pub build_id: &'a str,
     pub exe: Cow<'a, str>,
+    pub library: Option<Library<'a>>,
     pub target: &'a str,
     pub slide: u64,
     pub region: Region,
     pub thread_locals: ThreadLocals,
     pub page_size: u64,
     pub patches: Vec<&'a str>,
+}
+
+/// The library that is patched in a program.
+#[derive(Serialize)]
+pub struct Library<'a> {
+    pub path: Cow<'a, str>,
+    pub tls_module: u64,
 }
 
 #[derive(Serialize)]

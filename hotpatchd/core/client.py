@@ -33,13 +33,22 @@ class ThreadLocalReserve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedLibrary:
+    """The library that a client patches: its path, and the dynamic loader's number for its thread-locals."""
+
+    path: str
+    tls_module: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
     """A client's account of the program it lives in.
 
     `instance` differs for every process; `slide` is the run-time address minus the link-time address;
     `patches` are the identities of the patches in force, oldest first. `kind` is what the client takes, `Patch` or
     `DylibPatch`; a client for dylibs has an empty region and no thread-local reserve. Where it is not `in_place`, the
-    program's code stays as it is, and only calls that the program makes through the client reach new functions.
+    program's code stays as it is, and only calls that the program makes through the client reach new functions. With a
+    `library`, that is what `build_id` and `slide` are of; else they are of the program.
     """
 
     instance: str
@@ -54,6 +63,7 @@ class Hello:
     patches: tuple[str, ...]
     kind: PatchKind = "image"
     in_place: bool = True
+    library: LoadedLibrary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

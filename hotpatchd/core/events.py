@@ -11,6 +11,8 @@ NoteName = Literal[
     "on_stack", "initialiser_kept", "inlined_into", "not_in_host", "not_hot", "collected", "own_instance"
 ]
 
+BuildReason = Literal["start", "restart", "background"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Functions:
@@ -145,8 +147,65 @@ class EditVerdict:
     verdict: Verdict
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildStarted:
+    """Cargo runs: for the first time, for a restart, or to bring the program's file up to date in the background."""
+
+    event: ClassVar = "build.started"
+    reason: BuildReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildFinished:
+    """Cargo ended after `seconds`; `problem` is why it failed, empty where it did not."""
+
+    event: ClassVar = "build.finished"
+    reason: BuildReason
+    seconds: float
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramStarted:
+    """The daemon started the program."""
+
+    event: ClassVar = "program.started"
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramEnded:
+    """The program that the daemon started ended by itself.
+
+    Args:
+        pid: its process.
+        status: exit status; negative: the number of the signal that ended it.
+        signal: the name of that signal.
+        edit: the edit whose patch was the last one sent to it; None where none was.
+        functions: the functions of that patch.
+    """
+
+    event: ClassVar = "program.ended"
+    pid: int
+    status: int
+    signal: str | None
+    edit: int | None
+    functions: tuple[str, ...]
+
+
 Event = (
-    DaemonReady | ClientConnected | ClientLost | EditSettled | RebuildFinished | RebuildFailed | PatchSent | EditVerdict
+    DaemonReady
+    | ClientConnected
+    | ClientLost
+    | EditSettled
+    | RebuildFinished
+    | RebuildFailed
+    | PatchSent
+    | EditVerdict
+    | BuildStarted
+    | BuildFinished
+    | ProgramStarted
+    | ProgramEnded
 )
 
 

@@ -178,7 +178,7 @@ def edit_cgu(
         incremental_dir: this recipe's own incremental cache.
         opt_level: `match` keeps the captured level.
         link_dead_code: compile what nothing uses as well, and give all symbols global binding.
-        with_metadata: write `lib<crate><extra-filename>.rmeta` too, for rebuilding dependents.
+        with_metadata: write `lib<crate><extra-filename>.rmeta` too, for dependents, and say when it is there.
         ansi: the `rendered` field of diagnostics is coloured.
         thin_crates: for each dependency rebuilt with metadata, its `artifact_stem` and its new `.rmeta`.
 
@@ -201,8 +201,9 @@ def edit_cgu(
         *([codegen_arg("link-dead-code", "yes")] if link_dead_code else []),
         long_arg("--error-format", "json"),
     ]
-    if ansi:
-        added.append(long_arg("--json", "diagnostic-rendered-ansi"))
+    told = [*(["artifacts"] if with_metadata else []), *(["diagnostic-rendered-ansi"] if ansi else [])]
+    if told:
+        added.append(long_arg("--json", ",".join(told)))
     if opt_level == "match":
         kept.add("-C opt-level")
     else:

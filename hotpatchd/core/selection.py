@@ -9,6 +9,7 @@ class CargoSelection:
 
     manifest_path: str | None = None
     package: str | None = None
+    lib: bool = False
     bin: str | None = None
     example: str | None = None
     release: bool = False
@@ -21,7 +22,7 @@ class CargoSelection:
 
     def cargo_args(self) -> tuple[str, ...]:
         """The arguments of `cargo build`."""
-        flags = ("--release",) if self.release else ()
+        flags = tuple(flag for flag, given in (("--release", self.release), ("--lib", self.lib)) if given)
         named = (
             ("--package", self.package),
             ("--bin", self.bin),

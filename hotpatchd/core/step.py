@@ -1,14 +1,16 @@
 """The daemon's decisions: `step(state, event) -> (state, commands)`.
 
     waiting ──BaselineReady──► idle ──Settled──► building ──Rebuilt──► applying ──all clients done──► idle
-                                │                    │ failed                                          ▲
-                                │                    └───────────────────────────────────────────────►─┤
-                                ├──UndoAsked──► undoing ──all clients done────────────────────────────►┤
-                                └──Joined─────► applying (no edit: a client catches up) ──────────────►┘
+       ▲                        │                    │ failed                                          ▲
+       │                        │                    └───────────────────────────────────────────────►─┤
+       │                        ├──UndoAsked──► undoing ──all clients done────────────────────────────►┤
+       │                        ├──Joined─────► applying (no edit: a client catches up) ──────────────►┤
+       │                        └──RestartAsked──► restarting ──FullyBuilt──┬─failed──────────────────►┘
+       └────────────────────────────────────────────────────────────────────┘ Adopt
 
 Sources that change while a build runs may or may not have been read by it. So its objects are not sent: the edit is
-carried into the next one, and shares its patch and its verdict. That ends after `MAX_CARRIED` edits, or somebody who
-never stops saving would never see anything applied.
+carried into the next one, and shares its patch and its verdict; the build is cancelled, if what it compiles changed.
+That ends after `PATIENCE_S`, or somebody who never stops saving would never see anything applied.
 
 One thing happens at a time. Files that settle meanwhile are kept and become the next edit, also when the build that
 runs fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch
@@ -16,17 +18,16 @@ afterwards.
 Every edit ends in exactly one verdict.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal, TypeVar
 
-from hotpatchd.core.client import Applied, Hello, Refused
+from hotpatchd.core import lifecycle
+from hotpatchd.core.client import Hello, Refused
 from hotpatchd.core.events import (
     ClientConnected,
     ClientLost,
     EditSettled,
     EditVerdict,
-    Event,
     Functions,
     Note,
     PatchSent,
@@ -36,199 +37,32 @@ from hotpatchd.core.events import (
     Timings,
     Verdict,
 )
-from hotpatchd.core.inputs import BuildInputs, classify
-from hotpatchd.core.session import (
-    PatchContent,
-    Session,
-    after_applied,
-    after_undo,
-    undo_target,
+from hotpatchd.core.inputs import classify
+from hotpatchd.core.messages import (
+    Answered,
+    BackgroundDue,
+    BaselineReady,
+    CancelRebuild,
+    Emit,
+    FullyBuilt,
+    Joined,
+    Left,
+    Prepare,
+    Prepared,
+    ProgramEnded,
+    ProgramStarted,
+    Rebuild,
+    Rebuilt,
+    Reply,
+    RestartAsked,
+    Send,
+    SendUndo,
+    Settled,
+    StepEvent,
+    UndoAsked,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settled:
-    """Files changed and are quiet now. `last_write` in Unix seconds; `forced` builds even what seems unchanged."""
-
-    files: tuple[str, ...]
-    last_write: float
-    settle_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BaselineReady:
-    """The objects of the program's own source are there; from now on edits can be told."""
-
-    inputs: BuildInputs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuilt:
-    """The thin rebuild ended. `failed` names the crates that do not compile."""
-
-    crates: tuple[str, ...]
-    failed: frozenset[str]
-    diagnostics: tuple[str, ...]
-    compile_ms: float
-    inputs: BuildInputs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What the edit means for one client: a patch to send, refusals, or nothing (`content` and `refusals` empty).
-
-    `failed` says that the refusals are a tool's failure, not a judgement of the edit.
-    """
-
-    client: int
-    content: PatchContent | None = None
-    kind: Literal["image", "dylib"] = "image"
-    bytes: int = 0
-    functions: Functions = Functions()
-    names: Mapping[int, str] = field(default_factory=dict)
-    refusals: tuple[Refusal, ...] = ()
-    notes: tuple[Note, ...] = ()
-    failed: bool = False
-    select_ms: float = 0.0
-    link_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Joined:
-    """A client was welcomed."""
-
-    session: Session
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """A client's connection ended."""
-
-    client: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answered:
-    """A client answered. `now` in Unix seconds; `since_sent_ms` since its patch was handed over."""
-
-    client: int
-    answer: Applied | Refused
-    now: float
-    since_sent_ms: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UndoAsked:
-    """Somebody wants the last `count` patches taken back; `request` identifies the asker."""
-
-    count: int
-    request: int
-
-
-StepEvent = Settled | BaselineReady | Rebuilt | Prepared | Joined | Left | Answered | UndoAsked
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Emit:
-    """Publish an event."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rebuild:
-    """Compile these crates, and answer with `Rebuilt`."""
-
-    crates: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepare:
-    """Make this client's patch, and answer with `Prepared`."""
-
-    session: Session
-    edit: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
-    """Send the patch that was prepared for this client; it answers with `Answered`."""
-
-    client: int
-    patch: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendUndo:
-    """Tell this client to go back to `to`; it answers with `Answered`."""
-
-    client: int
-    to: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """Answer a request for an undo."""
-
-    request: int
-    result: Mapping[str, object]
-    error: str = ""
-
-
-Command = Emit | Rebuild | Prepare | Send | SendUndo | Reply
-Phase = Literal["waiting", "idle", "building", "applying", "undoing"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What is known so far of the edit in hand. `edit` 0 stands for "no edit": a client catches up."""
-
-    edit: int
-    last_write: float = 0.0
-    compile_ms: float | None = None
-    settle_ms: float | None = None
-    select_ms: float = 0.0
-    link_ms: float = 0.0
-    send_ms: float = 0.0
-    apply_ms: float = 0.0
-    total_ms: float = 0.0
-    applied: int = 0
-    failed: bool = False
-    functions: Functions = Functions()
-    refusals: tuple[Refusal, ...] = ()
-    notes: tuple[Note, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The daemon's whole state.
-
-    Args:
-        phase: see the module's picture.
-        edit: number of the newest edit.
-        inputs: what the program is made from.
-        sessions: clients, by number.
-        late: clients to be looked at once the phase is idle.
-        pending: files that settled while the daemon was busy → the batch they came in.
-        dirty: crates whose source is newer than their objects (they did not compile).
-        awaited: clients whose preparation or answer is outstanding, with what was prepared.
-        outcome: of the edit in hand.
-        carried: edits that share the verdict of the one in hand.
-        undo: request number of the undo in hand, and the patches it takes back per client.
-    """
-
-    phase: Phase = "waiting"
-    edit: int = 0
-    inputs: BuildInputs = BuildInputs(crates_of={}, full_build={})
-    sessions: Mapping[int, Session] = field(default_factory=dict)
-    late: frozenset[int] = frozenset()
-    pending: tuple[Settled, ...] = ()
-    dirty: frozenset[str] = frozenset()
-    awaited: Mapping[int, Prepared | None] = field(default_factory=dict)
-    outcome: Outcome = Outcome(edit=0)
-    carried: tuple[int, ...] = ()
-    undo: tuple[int, Mapping[int, str | None]] = (0, {})
-
+from hotpatchd.core.session import Session, after_applied, after_undo, undo_target
+from hotpatchd.core.state import Outcome, Restart, Result, SentEdit, State, then
 
 NO_CLIENT = Refusal(
     symbol=None,
@@ -239,9 +73,13 @@ CLIENT_LOST = Refusal(
     symbol=None, reason="client_lost", detail="the program ended or its connection broke before it answered"
 )
 
+PROGRAM_ENDED = Refusal(
+    symbol=None, reason="program_ended", detail="the program has ended: it is started anew with this change"
+)
+
 T = TypeVar("T")
-MAX_CARRIED = 5
-Result = tuple[State, tuple[Command, ...]]
+PATIENCE_S = 2.0
+"""How long the builds of somebody who never stops saving are given up for newer files."""
 
 
 def step(state: State, event: StepEvent) -> Result:
@@ -250,11 +88,19 @@ def step(state: State, event: StepEvent) -> Result:
     Returns:
         the new state, and what is to be done, in order.
     """
+    state, commands = _take_in(state, event)
+    while (following := _next(state)) is not None:
+        state, more = following
+        commands = (*commands, *more)
+    return state, commands
+
+
+def _take_in(state: State, event: StepEvent) -> Result:
     match event:
         case Settled():
-            return _advance(replace(state, pending=(*state.pending, event)))
+            return _settled(state, event)
         case BaselineReady():
-            return _advance(replace(state, phase="idle", inputs=event.inputs))
+            return lifecycle.baseline_ready(state, event)
         case Rebuilt():
             return _rebuilt(state, event)
         case Prepared():
@@ -267,22 +113,39 @@ def step(state: State, event: StepEvent) -> Result:
             return _left(state, event)
         case UndoAsked():
             return _undo_asked(state, event)
+        case RestartAsked():
+            return lifecycle.restart_asked(state, event)
+        case FullyBuilt():
+            return lifecycle.fully_built(state, event)
+        case ProgramStarted():
+            return lifecycle.program_started(state, event)
+        case ProgramEnded():
+            return lifecycle.program_ended(state, event)
+        case BackgroundDue():
+            return lifecycle.background_due(state, event)
 
 
-def _then(first: Result, after: Result) -> Result:
-    return after[0], (*first[1], *after[1])
-
-
-def _advance(state: State) -> Result:
-    """Start what is next, if nothing is in hand."""
+def _next(state: State) -> Result | None:
+    """Start what is next, if nothing is in hand; None where there is nothing to start."""
     if state.phase != "idle":
-        return state, ()
+        return None
+    if state.wish:
+        return lifecycle.start_restart(state)
     if state.pending:
         return _start_edit(state)
-    if state.late and state.edit:
-        caught_up = replace(state, late=frozenset(), phase="applying", outcome=Outcome(edit=0))
-        return _prepare(caught_up, state.late)
-    return replace(state, late=frozenset()), ()
+    if state.late:
+        known = replace(state, late=frozenset())
+        if not state.edit:
+            return known, ()
+        return _prepare(replace(known, phase="applying", outcome=Outcome(edit=0)), state.late)
+    return lifecycle.schedule_background(state)
+
+
+def _settled(state: State, event: Settled) -> Result:
+    state = replace(state, pending=(*state.pending, event))
+    if state.phase != "building" or state.cancelling or not _is_outdated(state, state.building):
+        return state, ()
+    return replace(state, cancelling=True), (CancelRebuild(),)
 
 
 def _start_edit(state: State) -> Result:
@@ -290,54 +153,71 @@ def _start_edit(state: State) -> Result:
     files = {file for batch in batches for file in batch.files}
     edit_class = classify(files, state.inputs, state.dirty)
     if not edit_class.files:
-        return _advance(state)
+        return state, ()
+    cancelled = lifecycle.cancel_background(state)
     number = state.edit + 1
     outcome = Outcome(
         edit=number,
         last_write=max(batch.last_write for batch in batches),
         settle_ms=max(batch.settle_ms for batch in batches),
     )
-    state = replace(state, edit=number, outcome=outcome)
-    settled: Result = state, (Emit(event=EditSettled(edit=number, files=edit_class.files)),)
+    state = replace(cancelled[0], edit=number, outcome=outcome)
+    settled = then(cancelled, (state, (Emit(event=EditSettled(edit=number, files=edit_class.files)),)))
     if edit_class.full_build:
         refusals = tuple(
             Refusal(symbol=file, reason="full_build", detail=f"this {kind} was edited: build again and restart")
             for file, kind in sorted(edit_class.full_build.items())
         )
         dirty = replace(state, dirty=state.dirty | edit_class.crates)
-        return _then(settled, _conclude(dirty, "restart", refusals))
+        return then(settled, _conclude(dirty, "restart", refusals))
     crates = edit_class.crates | state.dirty
-    return _then(settled, (replace(state, phase="building"), (Rebuild(crates=crates),)))
+    building = replace(state, phase="building", building=crates, cancelling=False)
+    return then(settled, (building, (Rebuild(crates=crates),)))
 
 
 def _rebuilt(state: State, event: Rebuilt) -> Result:
     outcome = replace(state.outcome, compile_ms=event.compile_ms)
     state = replace(state, dirty=event.failed, inputs=event.inputs, outcome=outcome)
+    if event.cancelled:
+        return _carry(state)
     report = RebuildFailed if event.failed else RebuildFinished
     told: Result = (
         state,
         (Emit(event=report(edit=state.edit, crates=event.crates, diagnostics=event.diagnostics)),),
     )
     if event.failed:
-        return _then(told, _conclude(state, "failed", ()))
-    if _is_outdated(state, event.crates):
-        return _then(told, _start_edit(replace(state, carried=(*state.carried, state.edit))))
-    if not state.sessions:
-        return _then(told, _conclude(state, "refused", (NO_CLIENT,)))
-    applying = replace(state, phase="applying", late=frozenset())
-    return _then(told, _prepare(applying, frozenset(state.sessions)))
+        return then(told, _conclude(state, "failed", ()))
+    if _is_outdated(state, frozenset(event.crates)):
+        return then(told, _carry(state))
+    state = replace(state, previous=state.target, target=state.edit)
+    if state.sessions:
+        return then(told, _prepare(replace(state, phase="applying", late=frozenset()), frozenset(state.sessions)))
+    if state.crashed and state.policy.auto_restart:
+        return then(told, _conclude(state, "restart", (PROGRAM_ENDED,)))
+    return then(told, _conclude(state, "refused", (NO_CLIENT,)))
 
 
-def _is_outdated(state: State, built: tuple[str, ...]) -> bool:
-    """Whether the source of what was built changed meanwhile, and can be built again."""
+def _is_outdated(state: State, built: frozenset[str]) -> bool:
+    """Whether the source of what was built changed meanwhile, and there is still patience to build it again."""
     newer = classify({file for batch in state.pending for file in batch.files}, state.inputs)
-    return not newer.crates.isdisjoint(built) and not newer.full_build and len(state.carried) < MAX_CARRIED
+    if newer.crates.isdisjoint(built) or newer.full_build:
+        return False
+    return not state.carried or state.pending[-1].last_write - state.carried_since < PATIENCE_S
+
+
+def _carry(state: State) -> Result:
+    """Build again with what changed meanwhile; the edit in hand shares the next one's verdict."""
+    since = state.carried_since if state.carried else state.outcome.last_write
+    return _start_edit(replace(state, carried=(*state.carried, state.edit), carried_since=since))
 
 
 def _prepare(state: State, clients: frozenset[int]) -> Result:
     state = replace(state, awaited=dict.fromkeys(sorted(clients)))
-    edit = state.outcome.edit or state.edit
-    return state, tuple(Prepare(session=state.sessions[client], edit=edit) for client in sorted(clients))
+    edit = state.outcome.edit or state.target or state.edit
+    return state, tuple(
+        Prepare(session=state.sessions[client], edit=edit, objects=state.target, before=state.previous)
+        for client in sorted(clients)
+    )
 
 
 def _prepared(state: State, event: Prepared) -> Result:
@@ -358,6 +238,9 @@ def _prepared(state: State, event: Prepared) -> Result:
         )
         return _done_with(replace(state, outcome=outcome), event.client)
     state = replace(state, outcome=outcome, awaited={**state.awaited, event.client: event})
+    if state.target != state.previous:
+        functions = (*event.functions.patched, *event.functions.added)
+        state = replace(state, sent=SentEdit(edit=state.target, before=state.previous, functions=functions))
     sent = PatchSent(edit=event.content.edit, client=event.client, kind=event.kind, bytes=event.bytes)
     return state, (Send(client=event.client, patch=event.content.patch), Emit(event=sent))
 
@@ -410,7 +293,7 @@ def _done_with(state: State, client: int) -> Result:
         result = {"clients": {str(number): to for number, to in taken_back.items()}}
         refused = "; ".join(refusal.detail for refusal in state.outcome.refusals)
         reply = Reply(request=request, result=result, error=refused)
-        return _then((state, (reply,)), _advance(replace(state, phase="idle")))
+        return replace(state, phase="idle"), (reply,)
     if state.outcome.failed:
         return _conclude(state, "failed", ())
     if state.outcome.refusals:
@@ -427,8 +310,11 @@ def _conclude(
     outcome = state.outcome
     idle = replace(state, phase="idle", awaited={}, carried=())
     if not outcome.edit:
-        return _advance(idle)
+        return idle, ()
     is_applied = outcome.applied > 0
+    idle = replace(idle, outdated=state.outdated or is_applied)
+    if verdict == "restart" and state.policy.auto_restart:
+        idle = replace(idle, wish=idle.wish or Restart())
     reached = outcome.compile_ms is not None and verdict != "failed"
     timings = Timings(
         settle=outcome.settle_ms,
@@ -448,7 +334,7 @@ def _conclude(
         timings_ms=timings,
     )
     ended = tuple(Emit(event=EditVerdict(edit=edit, verdict=shared)) for edit in (*state.carried, outcome.edit))
-    return _then((idle, ended), _advance(idle))
+    return idle, ended
 
 
 def _joined(state: State, event: Joined) -> Result:
@@ -457,7 +343,7 @@ def _joined(state: State, event: Joined) -> Result:
     state = replace(state, sessions=sessions, late=state.late | {session.client})
     hello: Hello = session.hello
     told = Emit(event=ClientConnected(client=session.client, pid=hello.pid, target=hello.target))
-    return _then((state, (told,)), _advance(state))
+    return state, (told,)
 
 
 def _left(state: State, event: Left) -> Result:
@@ -475,7 +361,7 @@ def _left(state: State, event: Left) -> Result:
         return told
     refusals = _union(state.outcome.refusals, (CLIENT_LOST,))
     state = replace(state, outcome=replace(state.outcome, refusals=refusals))
-    return _then(told, _done_with(state, event.client))
+    return then(told, _done_with(state, event.client))
 
 
 def _undo_asked(state: State, event: UndoAsked) -> Result:

@@ -1,11 +1,12 @@
 """How each crate of the program is compiled again: edited arguments, directories, and who depends on whom."""
 
 import os.path
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hotpatchd.core.argv import artifact_stem, codegen, parse_argv, values
+from hotpatchd.core.argv import Arg, artifact_stem, codegen, parse_argv, values
 from hotpatchd.core.capture import Capture
 from hotpatchd.core.errors import ArgvError
 from hotpatchd.core.recipe import EditedArgv, edit_cgu, edit_single_object, find_refusal
@@ -18,13 +19,13 @@ class ThinCrate:
     """One crate as the daemon compiles it.
 
     Args:
-        name: unique among the crates of the program; the crate's name, with its metadata where two share it.
+        name: unique among the crates of all programs; the crate's name, with what tells it apart where two share it.
         capture: the invocation that it comes from.
         edited: its arguments.
         out_dir: where rustc writes.
         incremental_dir: the incremental cache.
         metadata: the `.rmeta` file that dependents read; None for the tip.
-        dependencies: names of other crates of the program that it is compiled against.
+        dependencies: names of other crates of these programs that it is compiled against.
     """
 
     name: str
@@ -34,6 +35,11 @@ class ThinCrate:
     incremental_dir: str
     metadata: str | None
     dependencies: tuple[str, ...]
+
+    @property
+    def is_tip(self) -> bool:
+        """Whether a program is linked from it, so that nothing is compiled against it."""
+        return self.metadata is None
 
     @property
     def is_optimised(self) -> bool:
@@ -50,43 +56,49 @@ def plan_thin_crates(
     captures: Sequence[Capture],
     *,
     thin_dir: str,
+    tips: Collection[Capture] | None = None,
     recipe: Recipe = "cgu",
     opt_level: Literal["0", "match"] | None = None,
     ansi: bool = False,
 ) -> tuple[ThinCrate, ...]:
-    """Plan the thin rebuild of a program.
+    """Plan the thin rebuild of one or more programs.
 
     Args:
-        captures: the program's own crates, each after those that it depends on; the tip last.
+        captures: the programs' own crates, each after those that it depends on; repeats count once, so those of several
+            programs can follow each other.
         thin_dir: directory for all output; each crate gets its own within it.
+        tips: of `captures`, what programs are linked from; None for the last one alone. A library that is one, and
+            that another program is compiled against, is planned for each purpose.
         recipe: see `hotpatchd.core.recipe`.
         opt_level: `match` keeps each crate's level. None: `match` for crates that are optimised, else `0`.
         ansi: coloured diagnostics.
 
     Returns:
-        The crates in the same order, without those that never run in the program (proc macros, build scripts).
+        The crates in the same order, without those that never run in a program (proc macros, build scripts).
 
     Raises:
-        ArgvError: a captured command cannot be understood, or the tip itself cannot be compiled alone.
+        ArgvError: a captured command cannot be understood, or a tip cannot be compiled alone.
     """
-    compiled = [capture for capture in captures if find_refusal(capture.argv) is None]
-    if not compiled or compiled[-1] is not captures[-1]:
+    tip_keys = {tip.key for tip in (captures[-1:] if tips is None else tips)}
+    by_key = {capture.key: capture for capture in captures}
+    compiled = [capture for capture in by_key.values() if find_refusal(capture.argv) is None]
+    if not tip_keys or not tip_keys <= {capture.key for capture in compiled}:
         raise ArgvError("the selected target is not a program that can be patched")
-    names = [capture.crate_name for capture in compiled]
+    externs = {stem for capture in compiled for stem in _extern_stems(parse_argv(capture.argv))}
+    roles = [
+        (capture, is_tip)
+        for capture in compiled
+        for is_tip in (False, True)
+        if (capture.key in tip_keys if is_tip else capture.key not in tip_keys or _stem(capture) in externs)
+    ]
+    names = _unique_names(roles)
     planned: list[ThinCrate] = []
     metadata_of: dict[str, str] = {}
     name_of: dict[str, str] = {}
-    for capture in compiled:
-        args = parse_argv(capture.argv)
-        stem = artifact_stem(args)
-        is_tip = capture is captures[-1]
+    for (capture, is_tip), name in zip(roles, names, strict=True):
+        stem = _stem(capture)
         directory = os.path.join(thin_dir, f"{stem.removeprefix('lib')}-{'bin' if is_tip else 'lib'}-{recipe}")
         out_dir, incremental_dir = os.path.join(directory, "out"), os.path.join(directory, "incremental")
-        dependencies = tuple(
-            name_of[found]
-            for found in (os.path.splitext(os.path.basename(v.partition("=")[2]))[0] for v in values(args, "--extern"))
-            if found in name_of
-        )
         if recipe == "cgu":
             level = opt_level or ("0" if opt_level_of(capture.argv) == "0" else "match")
             edited = edit_cgu(
@@ -103,17 +115,37 @@ def plan_thin_crates(
             )
         else:
             edited = edit_single_object(capture.argv, out_dir=out_dir, incremental_dir=incremental_dir)
-        shares_name = names.count(capture.crate_name) > 1
         crate = ThinCrate(
-            name=f"{capture.crate_name}@{directory.rpartition('/')[2]}" if shares_name else capture.crate_name,
+            name=name,
             capture=capture,
             edited=edited,
             out_dir=out_dir,
             incremental_dir=incremental_dir,
             metadata=None if is_tip else os.path.join(out_dir, f"{stem}.rmeta"),
-            dependencies=dependencies,
+            dependencies=tuple(name_of[found] for found in _extern_stems(parse_argv(capture.argv)) if found in name_of),
         )
         planned.append(crate)
         if crate.metadata:
             metadata_of[stem], name_of[stem] = crate.metadata, crate.name
     return tuple(planned)
+
+
+def _unique_names(roles: Sequence[tuple[Capture, bool]]) -> list[str]:
+    """A name for each crate: the first that no other crate could have as well."""
+    options = []
+    for capture, is_tip in roles:
+        name, role = capture.crate_name, "bin" if is_tip else "lib"
+        version = dict(capture.env).get("CARGO_PKG_VERSION", "")
+        options.append((name, f"{name} ({role})", f"{name} {version}", f"{name}{capture.extra_filename} ({role})"))
+    times = Counter(option for of_crate in options for option in of_crate)
+    return [next((option for option in of_crate if times[option] == 1), of_crate[-1]) for of_crate in options]
+
+
+def _stem(capture: Capture) -> str:
+    return artifact_stem(parse_argv(capture.argv))
+
+
+def _extern_stems(args: Sequence[Arg]) -> tuple[str, ...]:
+    """The file names, without extension, of the libraries that a command is given."""
+    paths = (value.partition("=")[2] for value in values(args, "--extern"))
+    return tuple(os.path.splitext(os.path.basename(path))[0] for path in paths if path)

@@ -6,7 +6,7 @@ built, and compiled once more, from a copy, if that happens.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,11 @@ class Snapshot:
 
     texts: Mapping[str, bytes]
 
+    def edited(self) -> set[str]:
+        """The files whose text is another now."""
+        now = take_snapshot(self.texts)
+        return {file for file, text in self.texts.items() if now.texts.get(file) != text}
+
 
 def take_snapshot(files: Iterable[str]) -> Snapshot:
     """Read files; those that cannot be read are left out."""
@@ -36,7 +41,7 @@ def take_snapshot(files: Iterable[str]) -> Snapshot:
 
 
 async def build_snapshot(
-    captures: Sequence[Capture], snapshot: Snapshot, edited: frozenset[str], directory: Path
+    captures: Sequence[Capture], snapshot: Snapshot, edited: Set[str], directory: Path
 ) -> BuildObjects | None:
     """Compile the program's crates as they were.
 
@@ -65,7 +70,7 @@ async def build_snapshot(
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(text)
     builder = ThinBuilder(plan_thin_crates(moved, thin_dir=str(directory / "thin")))
-    result = await builder.build(frozenset(crate.name for crate in builder.crates))
+    result = await builder.build([crate.name for crate in builder.crates])
     if not edited.isdisjoint(inputs_of(builder.crates, {}).crates_of):
         return None
-    return result.objects
+    return result.program

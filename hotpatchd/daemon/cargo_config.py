@@ -82,6 +82,22 @@ def user_rustflags(triple: str, *, cwd: Path, environ: Mapping[str, str]) -> tup
     return ()
 
 
+def user_jobs(processors: int, *, cwd: Path, environ: Mapping[str, str]) -> int | None:
+    """How many jobs the developer lets cargo run; None where nothing is set.
+
+    Source: the cargo book, `build.jobs`: a negative number counts from the number of processors down.
+    """
+    for value in (environ.get("CARGO_BUILD_JOBS"), *(value for value, _ in _settings(("build", "jobs"), cwd, environ))):
+        if value == "default":
+            return None
+        try:
+            jobs = int(value)
+        except (TypeError, ValueError):
+            continue
+        return max(1, jobs if jobs > 0 else processors + jobs)
+    return None
+
+
 def target_variable(triple: str, key: str) -> str:
     """The environment variable for a setting of a target, such as its `linker`."""
     return f"CARGO_TARGET_{triple.replace('-', '_').replace('.', '_')}_{key}".upper()

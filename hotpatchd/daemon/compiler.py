@@ -4,13 +4,14 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.thinplan import ThinCrate
-from hotpatchd.daemon.processes import run_process
+from hotpatchd.daemon.processes import Finished, run_process
 from hotpatchd.objfile.objects import ObjectFile, object_file
 
 _OBJECT_SUFFIX = ".rcgu.o"
@@ -33,14 +34,49 @@ class Compiled:
     metadata: bytes | None
 
 
-class Compiler:
-    """Runs rustc. The objects of each compile stay in a directory of their own, to be compared with later ones."""
+class RunProcess(Protocol):
+    """Runs a program to its end; see `hotpatchd.daemon.processes.run_process`."""
 
-    def __init__(self) -> None:
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: str | None = None,
+        env: Mapping[str, str] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
+    ) -> Finished:
+        """Run it."""
+
+
+class CrateCompiler(Protocol):
+    """Compiles crates, one or several at a time."""
+
+    async def compile(self, crate: ThinCrate, on_metadata: Callable[[bytes], None] | None = None) -> Compiled:
+        """Compile a crate.
+
+        Args:
+            crate: what to compile. Its dependencies' metadata is on disk; it is not compiled twice at the same time.
+            on_metadata: is given the digest of the metadata as soon as dependents can read that, which is before there
+                are objects. The compile can still fail then.
+
+        Raises:
+            BuildError: it could not be tried.
+        """
+
+
+class Compiler:
+    """Runs rustc. The objects of each compile stay in a directory of their own, to be compared with later ones.
+
+    Args:
+        run: starts rustc.
+    """
+
+    def __init__(self, run: RunProcess = run_process) -> None:
+        self._run = run
         self._compiles: Counter[str] = Counter()
 
-    async def compile(self, crate: ThinCrate) -> Compiled:
-        """Compile a crate.
+    async def compile(self, crate: ThinCrate, on_metadata: Callable[[bytes], None] | None = None) -> Compiled:
+        """Compile a crate; see `CrateCompiler`.
 
         Raises:
             BuildError: rustc cannot be run, or was killed.
@@ -49,15 +85,26 @@ class Compiler:
         out_dir.mkdir(parents=True, exist_ok=True)
         for left in out_dir.glob(f"*{_OBJECT_SUFFIX}"):
             left.unlink()
-        finished = await run_process(
-            [crate.capture.rustc, *crate.edited.argv], cwd=crate.capture.cwd, env=dict(crate.capture.env)
+        metadata: bytes | None = None
+
+        def read_line(line: bytes) -> None:
+            nonlocal metadata
+            if crate.metadata and _tells_metadata(line):
+                metadata = hashlib.blake2b(Path(crate.metadata).read_bytes()).digest()
+                if on_metadata:
+                    on_metadata(metadata)
+
+        finished = await self._run(
+            [crate.capture.rustc, *crate.edited.argv],
+            cwd=crate.capture.cwd,
+            env=dict(crate.capture.env),
+            on_stderr=read_line,
         )
         said = tuple(_rendered(finished.stderr))
         if finished.status < 0:
             raise BuildError(f"rustc was killed by signal {-finished.status} while it compiled {crate.name}")
         if finished.status:
             return Compiled(ok=False, diagnostics=said, objects={}, metadata=None)
-        metadata = hashlib.blake2b(Path(crate.metadata).read_bytes()).digest() if crate.metadata else None
         return Compiled(ok=True, diagnostics=said, objects=self._take_objects(crate, out_dir), metadata=metadata)
 
     def _take_objects(self, crate: ThinCrate, out_dir: Path) -> dict[str, ObjectFile]:
@@ -83,15 +130,28 @@ def objects_dir(crate: ThinCrate) -> Path:
     return Path(crate.out_dir).with_name("objects")
 
 
-def _rendered(stderr: bytes) -> list[str]:
+def _tells_metadata(line: bytes) -> bool:
+    """Whether rustc says that the metadata is complete, which it writes before it makes machine code.
+
+    Source: `rustc_interface::passes::start_codegen`; the line, "JSON output" in the rustc book.
+    """
+    return b'"artifact"' in line and (_message(line) or {}).get("emit") == "metadata"
+
+
+def _message(line: bytes) -> dict[str, Any] | None:
+    """One of the JSON messages that rustc was told to print; None if the line is something else."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _rendered(stderr: bytes) -> Iterator[str]:
     """rustc's diagnostics as it renders them; lines that are not JSON as they are."""
-    found = []
-    for line in stderr.decode("utf-8", "replace").splitlines():
-        try:
-            message = json.loads(line)
-        except ValueError:
-            found.append(line)
-            continue
-        if isinstance(message, dict) and message.get("rendered"):
-            found.append(message["rendered"].rstrip("\n"))
-    return found
+    for line in stderr.splitlines():
+        message = _message(line)
+        if message is None:
+            yield line.decode("utf-8", "replace")
+        elif message.get("rendered"):
+            yield message["rendered"].rstrip("\n")

@@ -4,9 +4,8 @@ import asyncio
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from hotpatchd.core.devtools import HOT_CALL_CRATES
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
+from hotpatchd.daemon.cargo import run_cargo
 from hotpatchd.daemon.cargo_config import config_files, user_wrapper
 
 _SHIM = "hotpatchd_rustc_wrapper.py"
-_KILL_AFTER_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +67,7 @@ class FatBuild:
 
     Args:
         executable: the host binary, where cargo puts it for people.
+        is_library: whether that is a shared library, for programs that others build.
         tip: the capture of the crate that it was linked from; `tip.outputs` has its other name.
         captures: the crates that an edit can make necessary to compile again, dependencies first, `tip` last.
         build_time: proc macros and build scripts of these packages, and what those use, as far as the developer
@@ -80,6 +80,7 @@ class FatBuild:
     """
 
     executable: Path
+    is_library: bool
     tip: Capture
     captures: tuple[Capture, ...]
     build_time: tuple[Capture, ...]
@@ -99,6 +100,12 @@ class _Artifact:
     kinds: frozenset[str]
     files: tuple[str, ...]
     executable: Path | None
+
+    @property
+    def linked(self) -> Path:
+        """What the linker made: the program, or the shared library among the files."""
+        libraries = (Path(file) for file in self.files if not file.endswith((".rlib", ".rmeta", ".a")))
+        return self.executable or next(libraries)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +127,8 @@ async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mappi
     Raises:
         BuildError: cargo cannot be run, or fails; it has shown why.
     """
-    # In the terminal's foreground, unlike the build: a download may ask for a passphrase.
     args = ["metadata", "--format-version=1", *selection.metadata_args()]
-    record = json.loads(await _run_cargo(args, cwd=cwd, environ=environ, process_group=None))
+    record = json.loads(await run_cargo(args, cwd=cwd, environ=environ, foreground=True))
     local = {package["id"] for package in record["packages"] if package["source"] is None}
     members = set(record["workspace_members"])
     spills = any(
@@ -150,6 +156,7 @@ async def fat_build(
     cwd: Path,
     environ: Mapping[str, str],
     tip_args: Sequence[str] = (),
+    waiting: Callable[[str], None] | None = None,
 ) -> FatBuild:
     """Builds, and captures; cargo's own output and progress go to standard error.
 
@@ -163,6 +170,7 @@ async def fat_build(
         cwd: where cargo runs.
         environ: cargo's environment.
         tip_args: arguments for rustc, besides cargo's, where the program itself is compiled and linked.
+        waiting: is told when cargo waits for another cargo, and for which.
 
     Raises:
         BuildError: cargo fails (it has shown why), a crate cannot be captured, or not exactly one program results.
@@ -174,25 +182,22 @@ async def fat_build(
         environ["HOTPATCHD_TIP_ARGS"] = json.dumps(tip_args)
 
     async def build() -> tuple[_Report, CaptureListing]:
-        # In a process group of its own, for cancelling to reach rustc and the linker. Ctrl-C on the terminal goes to
-        # the daemon's group instead, which cancels this coroutine.
-        messages = await _run_cargo(args, cwd=cwd, environ=environ, process_group=0)
+        messages = await run_cargo(args, cwd=cwd, environ=environ, waiting=waiting)
         return _report(messages, workspace), await asyncio.to_thread(store.load_all)
 
     report, listing = await build()
-    problems, missing = listing.problems, _missing(report, listing, tip_args)
+    problems, missing = listing.problems, _missing(report, listing, selection, tip_args)
     if missing:
         await asyncio.to_thread(_make_dirty, missing, workspace)
         report, listing = await build()
-    if still_missing := _missing(report, listing, tip_args):
+    if still_missing := _missing(report, listing, selection, tip_args):
         names = ", ".join(artifact.target for artifact in still_missing)
         package = still_missing[0].package.name
         raise BuildError(
             f"no capture of {names} could be made",
             hint=f"run `cargo clean -p {package}` and try again; see above for what the shim said",
         )
-    tip_artifact = _choose_tip(report.artifacts)
-    assert tip_artifact.executable is not None
+    tip_artifact = _choose_tip(report.artifacts, selection)
     made = {artifact: capture for artifact, capture in _pair(report, listing) if capture is not None}
     local_dirs = {_dir(package) for package in workspace.packages}
     captures = link_order(made[tip_artifact], listing.captures, local_dirs)
@@ -202,7 +207,8 @@ async def fat_build(
     externs = with_externs(captures, listing.captures)
     tools += [capture for capture in externs if capture.is_proc_macro]
     return FatBuild(
-        executable=tip_artifact.executable,
+        executable=tip_artifact.linked,
+        is_library=selection.lib,
         tip=captures[-1],
         captures=captures,
         build_time=tuple(c for c in with_externs(tools, listing.captures) if c.manifest_dir in local_dirs),
@@ -265,43 +271,6 @@ def _shim_environ(
     return {**environ, **added, "HOTPATCHD_CHAIN_WRAPPER": chained or ""}
 
 
-async def _run_cargo(args: Sequence[str], *, cwd: Path, environ: Mapping[str, str], process_group: int | None) -> bytes:
-    """Runs cargo; returns its standard output. Cancelling ends cargo, and its group where it has one."""
-    try:
-        cargo = await asyncio.create_subprocess_exec(
-            "cargo",
-            *args,
-            cwd=cwd,
-            env=environ,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            process_group=process_group,
-        )
-    except FileNotFoundError as error:
-        raise BuildError("cargo is not on PATH", hint="install Rust from https://rustup.rs") from error
-    try:
-        output, _ = await cargo.communicate()
-    finally:
-        if cargo.returncode is None:
-            await _kill(cargo, grouped=process_group is not None)
-    assert cargo.returncode is not None
-    if cargo.returncode < 0:
-        raise BuildError(f"cargo {args[0]} was ended by {signal.Signals(-cargo.returncode).name}")
-    if cargo.returncode > 0:
-        raise BuildError(f"cargo {args[0]} failed with exit status {cargo.returncode}", hint="see its output above")
-    return output
-
-
-async def _kill(cargo: asyncio.subprocess.Process, *, grouped: bool) -> None:
-    send = os.killpg if grouped else os.kill
-    send(cargo.pid, signal.SIGTERM)
-    try:
-        await asyncio.wait_for(cargo.wait(), _KILL_AFTER_S)
-    except TimeoutError:
-        send(cargo.pid, signal.SIGKILL)
-        await cargo.wait()
-
-
 def _package(record: Mapping[str, Any]) -> Package:
     scripts = [target["src_path"] for target in record["targets"] if "custom-build" in target["kind"]]
     return Package(
@@ -350,9 +319,11 @@ def _pair(report: _Report, listing: CaptureListing) -> Iterator[tuple[_Artifact,
         yield artifact, next(found, None)
 
 
-def _missing(report: _Report, listing: CaptureListing, tip_args: Sequence[str]) -> list[_Artifact]:
+def _missing(
+    report: _Report, listing: CaptureListing, selection: CargoSelection, tip_args: Sequence[str]
+) -> list[_Artifact]:
     """The artifacts without a capture, and the tip where its capture is of a compile with other `tip_args`."""
-    tip = _choose_tip(report.artifacts)
+    tip = _choose_tip(report.artifacts, selection)
     return [
         artifact
         for artifact, capture in _pair(report, listing)
@@ -384,7 +355,9 @@ def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
                 os.unlink(path)
 
 
-def _choose_tip(artifacts: Sequence[_Artifact]) -> _Artifact:
+def _choose_tip(artifacts: Sequence[_Artifact], selection: CargoSelection) -> _Artifact:
+    if selection.lib:
+        return _choose_library(artifacts, selection.package)
     programs = [a for a in artifacts if a.executable and not a.kinds.isdisjoint({"bin", "example"})]
     if len(programs) > 1:
         programs = [a for a in programs if a.target == a.package.default_run] or programs
@@ -394,6 +367,27 @@ def _choose_tip(artifacts: Sequence[_Artifact]) -> _Artifact:
         names = ", ".join(sorted(artifact.target for artifact in programs))
         raise BuildError(f"cargo built several programs: {names}", hint="name one with --bin, --example or -p")
     return programs[0]
+
+
+def _choose_library(artifacts: Sequence[_Artifact], package: str | None) -> _Artifact:
+    wanted = [a for a in artifacts if package in (None, a.package.name)] or artifacts
+    libraries = next(filter(None, ([a for a in wanted if kind in a.kinds] for kind in ("cdylib", "dylib"))), [])
+    if len(libraries) > 1:
+        names = ", ".join(sorted(artifact.target for artifact in libraries))
+        raise BuildError(f"cargo built several shared libraries: {names}", hint="name the package of one with -p")
+    if libraries:
+        return libraries[0]
+    if static := next((a for a in wanted if "staticlib" in a.kinds), None):
+        raise BuildError(
+            f"the library {static.target} is static: it becomes part of the program that is linked with it",
+            hint='add "cdylib" to `crate-type`, and have the program load that while you work on it',
+        )
+    names = ", ".join(sorted({a.target for a in wanted if not a.kinds.isdisjoint({"lib", "rlib"})}))
+    raise BuildError(
+        f"cargo built no shared library, but {names or 'none at all'}",
+        hint="a Rust library is part of the programs that use it: name one with --bin or --example; "
+        'or add `crate-type = ["cdylib"]` to [lib]',
+    )
 
 
 def _full_build_files(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from hotpatchd.core import step
+from hotpatchd.core import messages
 from hotpatchd.core.address_space import Mapping, choose_region, extent_of, is_free, parse_maps
 from hotpatchd.core.client import Applied, Hello, Refused, Region, ThreadLocalReserve
 from hotpatchd.core.dioxus import (
@@ -140,7 +140,7 @@ class JumpTableClients:
         carriers: CarrierLinker,
         directory: Path,
         known: Callable[[str], Session | None],
-        dispatch: Callable[[step.StepEvent], None],
+        dispatch: Callable[[messages.StepEvent], None],
         ignored: Callable[[str], None],
     ) -> None:
         self._server = server
@@ -168,7 +168,7 @@ class JumpTableClients:
                     self._join(client, pid)
             case DevtoolsLost(client=client):
                 if self._clients.pop(client, None):
-                    self._dispatch(step.Left(client=client))
+                    self._dispatch(messages.Left(client=client))
 
     def _join(self, client: int, pid: int) -> None:
         try:
@@ -180,7 +180,7 @@ class JumpTableClients:
         if known is not None:
             # It connected anew, as those of cargo-hot do, and runs what it loaded before.
             session = replace(known, client=client, hello=session.hello, next_addr=session.next_addr)
-        self._dispatch(step.Joined(session=session))
+        self._dispatch(messages.Joined(session=session))
 
     def tell(self, notice: DevtoolsNotice) -> None:
         """Tell all of them how a build is going."""
@@ -208,7 +208,7 @@ class JumpTableClients:
             self._server.send_table(session.client, table, int(since_edit_ms))
             answer = await wait_loaded(session.hello.pid, carrier)
         since_ms = (time.perf_counter() - started) * 1000
-        self._dispatch(step.Answered(client=session.client, answer=answer, now=time.time(), since_sent_ms=since_ms))
+        self._dispatch(messages.Answered(client=session.client, answer=answer, now=time.time(), since_sent_ms=since_ms))
 
     async def announce(self, pid: int) -> None:
         """Have the handlers run that a process has for patches: the native client patched it."""

@@ -30,7 +30,7 @@ from hotpatchd.core.library import (
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
-from hotpatchd.core.step import Prepared
+from hotpatchd.core.messages import Prepared
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.linking import identify, run_linker
 from hotpatchd.daemon.patcher import (

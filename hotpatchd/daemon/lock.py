@@ -1,24 +1,33 @@
-"""One daemon per state directory, and how others find it.
+"""Locks between daemons, and how others find one.
 
-The lock is `flock(2)` on `<state>/lock`: the kernel drops it when its holder dies, however it dies, so the
-file's content, which names the holder, means something only while the lock is held. `<state>/daemon.json`
-tells clients and commands where the holder listens.
+Both locks are `flock(2)` on a file: the kernel drops them when their holder dies, however it dies, so the file's
+content, which names the holder, means something only while the lock is held. `<state>/daemon.json` tells clients and
+commands where the daemon of a state directory listens.
 """
 
+import asyncio
 import fcntl
+import hashlib
 import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from hotpatchd.core.errors import UsageError
+from hotpatchd.core.errors import BuildError, UsageError
+from hotpatchd.core.freshness import Judgement, StampFailed, TreeStamp, judge
+from hotpatchd.daemon.processes import run_process
 
 SCHEMA = 1
+
+# An `flock` lock belongs to the open file, not to the process: a helper that was given the file waits for all who
+# have it, and can be killed, which a thread that waits cannot.
+_WAIT = "import fcntl; fcntl.flock(0, fcntl.LOCK_EX)"
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,10 +39,73 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
 
 
-class _Holder(msgspec.Struct, frozen=True, kw_only=True):
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Who has a lock; `since` is in Unix seconds."""
+
     pid: int
     command: str
     since: float
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} (`{self.command}`), since {since}"
+
+
+class LockFile:
+    """A file that one open file description at a time has locked.
+
+    Args:
+        path: created where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = -1
+
+    def try_lock(self) -> bool:
+        """Lock the file, unless somebody has; True where it is locked now."""
+        while True:
+            if self.fd < 0:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            if self._is_there():
+                return True
+            self.close()
+
+    def holder(self) -> Holder | None:
+        """Who is named in the file: who has it locked, or died with it; None while that is being written."""
+        try:
+            return msgspec.json.decode(os.pread(self.fd, 1 << 20, 0), type=Holder)
+        except msgspec.MsgspecError:
+            return None
+
+    def sign(self) -> None:
+        """Name this process as the holder."""
+        me = Holder(pid=os.getpid(), command=shlex.join(sys.orig_argv), since=time.time())
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, msgspec.json.encode(me), 0)
+
+    def release(self) -> None:
+        """Unlock the file, and name nobody in it."""
+        os.ftruncate(self.fd, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the file, or give up waiting for it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _is_there(self) -> bool:
+        """Whether the locked file is still the one that others will open; `cargo clean` may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(self.fd), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
 
 class StateLock:
@@ -45,24 +117,18 @@ class StateLock:
 
     def __init__(self, state_dir: Path) -> None:
         self._state_dir = state_dir
-        self._fd = -1
+        self._lock = LockFile(state_dir / "lock")
 
     def __enter__(self) -> Self:
-        self._state_dir.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(self._state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._fd, 1 << 20, 0)
-            os.close(self._fd)
+        if not self._lock.try_lock():
+            holder = self._lock.holder()
+            self._lock.close()
             raise UsageError(
-                f"another daemon is running for {self._state_dir.parent}: {_describe(holder)}",
+                f"another daemon is running for {self._state_dir.parent}: {holder or 'it is starting'}",
                 hint="end it first, or give this one a target directory of its own with --target-dir",
-            ) from None
+            )
         self._remove_daemon_json()
-        me = _Holder(pid=os.getpid(), command=shlex.join(sys.orig_argv), since=time.time())
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, msgspec.json.encode(me), 0)
+        self._lock.sign()
         return self
 
     def publish(self, *, url: str, token: str) -> None:
@@ -78,10 +144,70 @@ class StateLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._remove_daemon_json()
-        os.close(self._fd)
+        self._lock.release()
 
     def _remove_daemon_json(self) -> None:
         (self._state_dir / "daemon.json").unlink(missing_ok=True)
+
+
+class BuildLock:
+    """The right to build a source tree into a target directory, as an asynchronous context manager.
+
+    Who comes second waits, and the kernel wakes it.
+
+    Args:
+        state_dir: the daemon's directory, in the target directory.
+        root: of the source tree.
+        look: takes a stamp of the source tree, before and after waiting.
+        waiting: is told who has the lock, once, where it has to be waited for.
+
+    Attributes:
+        news: what happened to the source tree while this waited.
+        left_by: a process that died while it built, where that is what was found.
+
+    Raises:
+        BuildError: on entering, when the lock cannot be waited for.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        root: Path,
+        *,
+        look: Callable[[], TreeStamp | StampFailed],
+        waiting: Callable[[str], None],
+    ) -> None:
+        tree = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+        self._lock = LockFile(state_dir / f"build-{tree}.lock")
+        self._look = look
+        self._waiting = waiting
+        self.news = Judgement(news="nothing")
+        self.left_by: Holder | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            if not self._lock.try_lock():
+                self._waiting(str(self._lock.holder() or "a build that is starting"))
+                before = await asyncio.to_thread(self._look)
+                while not self._lock.try_lock():
+                    await self._wait()
+                self.news = judge(before, await asyncio.to_thread(self._look))
+        except BaseException:
+            self._lock.close()
+            raise
+        self.left_by = self._lock.holder()
+        self._lock.sign()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    async def _wait(self) -> None:
+        finished = await run_process([sys.executable, "-ISE", "-c", _WAIT], stdin=self._lock.fd, takes_turn=False)
+        if finished.status:
+            raise BuildError(f"waiting for {self._lock.path} failed", output=finished.stderr.decode(errors="replace"))
 
 
 def read_daemon(state_dir: Path) -> DaemonInfo | None:
@@ -91,12 +217,3 @@ def read_daemon(state_dir: Path) -> DaemonInfo | None:
     except (OSError, msgspec.MsgspecError):
         return None
     return info if info.schema == SCHEMA else None
-
-
-def _describe(content: bytes) -> str:
-    try:
-        holder = msgspec.json.decode(content, type=_Holder)
-    except msgspec.MsgspecError:
-        return "it is starting"
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.since))
-    return f"process {holder.pid} (`{holder.command}`), since {since}"

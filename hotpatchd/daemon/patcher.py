@@ -23,7 +23,7 @@ from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
-from hotpatchd.core.step import Prepared
+from hotpatchd.core.messages import Prepared
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
 from hotpatchd.daemon.linking import run_linker
@@ -33,8 +33,8 @@ from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.image import Image, read_image
 from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
-from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX, rewrite
-from hotpatchd.objfile.stub import write_stub
+from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX, find_unreachable, rewrite
+from hotpatchd.objfile.stub import ModuleThreadLocals, write_stub
 
 _NO_ROOM = "it is new, and only the native client has room for it in threads that run already; restart"
 _NO_ROOM_LEFT = "it is new, and the room that the client keeps for such in every thread is used up; restart"
@@ -220,6 +220,7 @@ class Patcher:
             *selection.refusals,
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, differences.changed, objects),
+            *self._unreachable(session, selection),
         ]
         notes = edit_notes(objects, before, live)
         if edited == differences.changed:
@@ -294,6 +295,31 @@ class Patcher:
                             detail=f"the running program has one copy of it and of {demangle(other)}, which now differ",
                         )
 
+    def _of_library(self, session: Session, selection: Selection) -> ModuleThreadLocals | None:
+        """Those of the program's thread-locals that are reached through the dynamic loader."""
+        block, library = self.host.header.tls, session.hello.library
+        if block is None or library is None:
+            return None
+        new = {*session.symbols, *(thread_local.name for thread_local in selection.thread_locals)}
+        found = {name: self.host.find(name) for name in selection.host_names - new}
+        offsets = {name: place.addr - block.offset(0) for name, place in found.items() if place and place.kind == "tls"}
+        return ModuleThreadLocals(module=library.tls_module, offsets=offsets)
+
+    def _unreachable(self, session: Session, selection: Selection) -> Iterator[Refusal]:
+        of_library = self._of_library(session, selection)
+        if of_library is None:
+            return
+        names = frozenset(of_library.offsets)
+        for kept in selection.units:
+            assert isinstance(kept.unit, CodeUnit)
+            for name in find_unreachable(kept.unit, kept.sections, kept.host_sections, of_library=names):
+                yield Refusal(
+                    symbol=name,
+                    reason="thread_local",
+                    detail="it is a thread-local of a shared library, and reached here in a way that takes the dynamic"
+                    " loader; restart",
+                )
+
     async def _link(self, session: Session, plan: _Plan) -> tuple[Image, Path]:
         region = session.hello.region
         slot = (session.next_addr - region.addr) // region.slot_size
@@ -323,6 +349,7 @@ class Patcher:
 
     def _write_inputs(self, session: Session, plan: _Plan) -> list[str]:
         selection = plan.selection
+        of_library = self._of_library(session, selection)
         directory = self.state_dir / "link" / session.hello.instance
         directory.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -337,6 +364,7 @@ class Patcher:
                     host_names=selection.host_names,
                     replaced=frozenset(name for name, unit in plan.definers.items() if unit is kept.unit),
                     imports=selection.imports,
+                    of_library=frozenset(of_library.offsets if of_library else ()),
                 )
             )
             paths.append(str(path))
@@ -356,6 +384,7 @@ class Patcher:
                 absolute=absolute,
                 thread_locals=thread_locals,
                 imports=selection.imports,
+                of_library=of_library,
                 machine=self.machine,
             )
         )

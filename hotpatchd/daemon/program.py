@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hotpatchd.core.errors import UsageError
@@ -123,48 +123,59 @@ def _preload(environ: Mapping[str, str], client: Path, triple: str | None) -> di
     return {"QEMU_SET_ENV": ",".join(filter(None, [environ.get("QEMU_SET_ENV"), f"LD_PRELOAD={client}"]))}
 
 
-async def run_program(
-    argv: Sequence[str],
-    environ: Mapping[str, str],
-    *,
-    cwd: Path,
-    terminal: Terminal,
-    was_interrupted: Callable[[], bool],
-) -> int:
-    """Run the program to its end, in the terminal's foreground; ends it when cancelled.
+class RunningProgram:
+    """A program that the daemon started, in the terminal's foreground.
+
+    Args:
+        process: it.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """Wait for its end; returns its exit status, or the negative number of the signal that ended it."""
+        return await self._process.wait()
+
+    async def end(self, *, interrupted: bool = False) -> None:
+        """End it; more firmly where it does not listen.
+
+        Args:
+            interrupted: a Ctrl-C reached it as well, after which it may be saving its state.
+        """
+        for number in ((None,) if interrupted else ()) + (signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.send_signal(number)
+            try:
+                async with asyncio.timeout(GRACE_S):
+                    await self._process.wait()
+                    return
+            except TimeoutError:
+                continue
+
+
+async def start_program(
+    argv: Sequence[str], environ: Mapping[str, str], *, cwd: Path, reads_terminal: bool = True
+) -> RunningProgram:
+    """Start the program.
 
     Args:
         argv: the program and its arguments.
         environ: its environment.
         cwd: its directory.
-        terminal: where its beginning and a violent end are told.
-        was_interrupted: whether a Ctrl-C is why this is cancelled.
+        reads_terminal: whether what is typed is for it.
 
-    Returns:
-        its exit status; 128 and the signal's number where a signal ended it.
+    Raises:
+        UsageError: it cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(*argv, cwd=cwd, env=environ)
-    terminal.say("Running", f"{argv[0]} (process {process.pid})")
     try:
-        status = await process.wait()
-    except asyncio.CancelledError:
-        await _end(process, interrupted=was_interrupted())
-        raise
-    if status < 0:
-        terminal.say("Ended", f"by {signal.Signals(-status).name}", "bold red")
-        return 128 - status
-    return status
-
-
-async def _end(process: asyncio.subprocess.Process, *, interrupted: bool) -> None:
-    # Ctrl-C reached the program as well, which may be saving its state.
-    for number in ((None,) if interrupted else ()) + (signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
-        try:
-            async with asyncio.timeout(GRACE_S):
-                await process.wait()
-                return
-        except TimeoutError:
-            continue
+        stdin = None if reads_terminal else asyncio.subprocess.DEVNULL
+        return RunningProgram(await asyncio.create_subprocess_exec(*argv, cwd=cwd, env=environ, stdin=stdin))
+    except OSError as error:
+        raise UsageError(f"cannot start {argv[0]}: {error.strerror}") from error

@@ -8,7 +8,16 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
-from hotpatchd.core.events import EditVerdict, Event, RebuildFailed, RebuildFinished, Verdict
+from hotpatchd.core.events import (
+    BuildFinished,
+    BuildStarted,
+    EditVerdict,
+    Event,
+    ProgramEnded,
+    RebuildFailed,
+    RebuildFinished,
+    Verdict,
+)
 
 _VERB_WIDTH = 12
 _SHOWN_FUNCTIONS = 4
@@ -58,6 +67,12 @@ class Terminal:
                 self.raw(event.diagnostics)
             case EditVerdict():
                 self._show_verdict(event.verdict)
+            case BuildStarted(reason="restart"):
+                self.say("Building", "the program goes on until this is done")
+            case BuildFinished(problem=problem) if problem:
+                self.say("Failed", f"{problem}; the program goes on", "bold red")
+            case ProgramEnded() if event.signal:
+                self.say("Ended", _describe_crash(event), "bold red")
 
     def _show_verdict(self, verdict: Verdict) -> None:
         verb, style = _HEADLINES[verdict.verdict]
@@ -67,6 +82,13 @@ class Terminal:
             self.say("", f"{subject}{refusal.detail} [{refusal.reason}]")
         for note in verdict.notes:
             self.say("note", f"{note.symbol}: {note.detail}", "bold cyan")
+
+
+def _describe_crash(event: ProgramEnded) -> str:
+    if event.edit is None:
+        return f"by {event.signal}, unpatched"
+    changed = f", which replaced {_names(event.functions)}" if event.functions else ""
+    return f"by {event.signal}; the last patch was that of edit {event.edit}{changed}"
 
 
 def describe(verdict: Verdict) -> str:

@@ -195,6 +195,11 @@ class PatchServer:
         """Queue taking back every patch after `to`, or all; otherwise like `send_patch`."""
         return self._send(client, None, lambda seq: wire.UndoMessage(seq=seq, to=to), None)
 
+    def dismiss(self, client: int) -> None:
+        """End a client's connection; a `ClientLost` follows. It may come back, and is judged anew."""
+        if client in self._clients:
+            self._clients[client].socket.transport.abort()
+
     def send_table(self, client: int, table: DevtoolsTable, ms_elapsed: int) -> bool:
         """Queue a patch for a program that uses `subsecond`; no answer will come.
 

@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,53 +14,57 @@ from typing import Any
 
 import structlog
 
-from hotpatchd.core import step as core
-from hotpatchd.core.capture import Capture, argv_values
+from hotpatchd.core import messages as core
 from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
 from hotpatchd.core.devtools import CARGO_HOT, Protocol, devtools_environ, export_main_args, is_asset, notice_of
 from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsUnavailable
-from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
-from hotpatchd.core.events import DaemonReady, EditVerdict, Event, RebuildFailed, Refusal, to_record
-from hotpatchd.core.library import ProgramSymbols
-from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
-from hotpatchd.core.linkplan import Linker
+from hotpatchd.core.errors import BuildError, HotpatchdError
+from hotpatchd.core.events import (
+    BuildReason,
+    BuildStarted,
+    DaemonReady,
+    EditVerdict,
+    Event,
+    RebuildFailed,
+    Refusal,
+    to_record,
+)
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
-from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
-from hotpatchd.daemon import logs, wire
-from hotpatchd.daemon.baseline import Snapshot, build_snapshot, take_snapshot
+from hotpatchd.core.state import Policy, State
+from hotpatchd.core.step import step
+from hotpatchd.daemon import logs
+from hotpatchd.daemon.baseline import take_snapshot
 from hotpatchd.daemon.carrier import CarrierLinker
-from hotpatchd.daemon.crate_inputs import captured_files, inputs_of
+from hotpatchd.daemon.commands import Commands
+from hotpatchd.daemon.crate_inputs import captured_files
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
+from hotpatchd.daemon.generation import Built, Generation, image_tools, link_line_of
 from hotpatchd.daemon.jump_tables import JumpTableClients
-from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
-from hotpatchd.daemon.linking import identify
+from hotpatchd.daemon.keys import Keys
 from hotpatchd.daemon.lock import StateLock
-from hotpatchd.daemon.native_libraries import static_libraries
-from hotpatchd.daemon.patcher import Patcher, Ready
+from hotpatchd.daemon.patcher import Ready
 from hotpatchd.daemon.program import (
+    RunningProgram,
     client_environ,
     client_for,
     linked_client_args,
     native_triple,
     program_command,
-    run_program,
+    start_program,
     target_support,
 )
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
-from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.daemon.watcher import Batch, Watcher
-from hotpatchd.objfile.archive import ArchiveSet
-from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
-from hotpatchd.objfile.library_object import program_build_id
-from hotpatchd.objfile.machines import MACHINES
+from hotpatchd.objfile.host_index import HostIndex
 from hotpatchd.objfile.objects import BuildObjects
-from hotpatchd.objfile.symbols import read_symbols
 
 KEPT_PAYLOADS = 32
+BACKGROUND_AFTER_S = 5.0
+"""How long nothing must have happened before the program's file is brought up to date."""
 _FILE_CLOCK_LAG_S = 0.01
 _SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _log = structlog.get_logger()
@@ -77,6 +81,9 @@ class Options:
         times: when an edit is complete.
         poll: look for changed files instead of being told by the kernel.
         protocol: how programs are patched.
+        auto_restart: start the program anew where an edit needs it, and after a crash.
+        background: bring the program's file up to date while nothing happens.
+        keys: the terminal's keys are the daemon's, and not the program's.
         environ: the environment of cargo and of the program.
     """
 
@@ -86,22 +93,10 @@ class Options:
     times: SettleTimes = SettleTimes()
     poll: bool = False
     protocol: Protocol = "auto"
+    auto_restart: bool = False
+    background: bool = True
+    keys: bool = False
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ImageTools:
-    """What images are made with.
-
-    Args:
-        host: the program's symbols.
-        linker: which linker the captured command runs.
-        carriers: links carrier libraries.
-    """
-
-    host: HostIndex
-    linker: Linker
-    carriers: CarrierLinker
 
 
 def state_dir_of(workspace: Workspace) -> Path:
@@ -125,31 +120,38 @@ class Daemon:
         self.state_dir = state_dir_of(workspace)
         self.events = events
         self.terminal = terminal
-        self.state = core.State()
-        self.server: PatchServer | None = None
+        self.state = State()
         self.interrupted = False
-        self._running: set[asyncio.Task[None]] = set()
-        self._last_request = 0
-        self._fat: FatBuild | None = None
-        self._build_id = ""
+        self._triple = options.selection.target or native_triple()
+        self._keys = Keys(self._on_key)
+        self._commands = Commands(
+            workspace=workspace.root,
+            events=events,
+            state=lambda: self.state,
+            generation=lambda: self._generation,
+            dispatch=self._dispatch,
+            rescan=self._rescan,
+        )
+        self._token = secrets.token_hex(32)
+        self._url = ""
+        self._args: Sequence[str] | None = None
+        self._preloaded: Path | None = None
         self._linked_client: Path | None = None
-        self._builder: ThinBuilder | None = None
-        self._patcher: Patcher | None = None
-        self._make_library_patcher: Callable[[], Coroutine[Any, Any, LibraryPatcher]] | None = None
-        self._library_patcher: asyncio.Task[LibraryPatcher] | None = None
-        self._full_build: dict[str, str] = {}
-        self._objects: BuildObjects | None = None
-        self._before: BuildObjects | None = None
+        self._program: RunningProgram | None = None
+        self._built: Built | None = None
+        self._generation: Generation | None = None
+        self._objects: dict[int, BuildObjects] = {}
+        self._batches = 0
+        self._changed_in: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._rebuilding: asyncio.Task[None] | None = None
+        self._building: asyncio.Task[None] | None = None
         self._ready: dict[int, Ready] = {}
         self._sent_at: dict[int, float] = {}
         self._resetting: dict[int, Session] = {}
-        self._hot_calls: JumpTableClients | None = None
+        self._hellos: dict[int, Hello] = {}
         self._instances: dict[str, Session] = {}
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
-        self._requests: dict[int, asyncio.Future[Mapping[str, object]]] = {}
-        self._watcher: Watcher | None = None
-        self._snapshot = Snapshot(texts={})
-        self._started = time.time()
 
     async def serve(self, program: Sequence[str] | None) -> int:
         """Build, listen, watch, patch: until cancelled, or until the program ends.
@@ -158,77 +160,66 @@ class Daemon:
             program: arguments of the program to run; None to run none and wait for clients.
 
         Returns:
-            the program's exit status, 0 without one.
+            the program's exit status, 128 and the signal's number where a signal ended it; 0 without one.
 
         Raises:
             HotpatchdError: something without which no edit can be applied does not work.
         """
         options = self.options
-        triple = options.selection.target or native_triple()
-        support = await target_support(triple, cwd=options.cwd, environ=options.environ)
-        client = None
-        if support.client == "linked":
-            self._linked_client = await client_for(triple, options.environ, self.terminal, kind="linked")
-        elif support.client == "preload" and program is not None and options.protocol != "dioxus":
-            client = await client_for(triple, options.environ, self.terminal)
-        watcher = Watcher(
+        self._args = program
+        self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._support = await target_support(self._triple, cwd=options.cwd, environ=options.environ)
+        if self._support.client == "linked":
+            self._linked_client = await client_for(self._triple, options.environ, self.terminal, kind="linked")
+        elif self._support.client == "preload" and program is not None and options.protocol != "dioxus":
+            self._preloaded = await client_for(self._triple, options.environ, self.terminal)
+        policy = Policy(
+            auto_restart=options.auto_restart and program is not None,
+            stays=program is not None and (options.auto_restart or self._keys.are_there),
+            background=options.background and program is not None,
+        )
+        self.state = replace(self.state, policy=policy)
+        self._watcher = Watcher(
             [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
             excluded=[self.workspace.target_dir, self.workspace.build_dir],
             relevant=lambda path: path.endswith(_SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
-            times=self.options.times,
-            poll=self.options.poll,
+            times=options.times,
+            poll=options.poll,
             notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),
         )
-        token = secrets.token_hex(32)
-        with StateLock(self.state_dir) as lock:
+        with StateLock(self.state_dir) as self._lock:
             # Left by earlier daemons; a program that outlived one is taken back to its own code when it connects.
             for left in ("link", "patches"):
                 shutil.rmtree(self.state_dir / left, ignore_errors=True)
-            async with self._listening(token) as url, watcher:
-                self._watcher = watcher
-                fat = await self._fat_build(watcher)
-                link_line = _link_line(fat.tip)
-                images = await self._image_tools(fat, link_line) if support.patch == "image" else None
-                lock.publish(url=url, token=token)
-                if program is None:
-                    work = _for_ever()
-                else:
-                    # What `cargo run` sets as well.
-                    package = {k: v for k, v in fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
-                    base = {**self.options.environ, **package}
-                    if self._speaks_devtools:
-                        base |= devtools_environ(url)
-                    environ = client_environ(base, client, self.state_dir, fat.executable, triple)
-                    work = run_program(
-                        program_command(fat.executable, program, triple, cwd=self.options.cwd, environ=base),
-                        environ,
-                        cwd=self.options.cwd,
-                        terminal=self.terminal,
-                        was_interrupted=lambda: self.interrupted,
-                    )
+            async with self._listening(), self._watcher:
                 try:
-                    return await _first(work, self._follow_files(fat, link_line, images, watcher, url))
+                    self._publish(BuildStarted(reason="start"))
+                    await self._build("start")
+                    self._spawn(self._follow_files())
+                    return await self._ended
                 finally:
-                    for task in self._running:
+                    self._keys.stop()
+                    for task in self._tasks:
                         task.cancel()
-                    await asyncio.gather(*self._running, return_exceptions=True)
+                    await asyncio.gather(*self._tasks, return_exceptions=True)
+                    await self._end_program(interrupted=self.interrupted)
 
     @asynccontextmanager
-    async def _listening(self, token: str) -> AsyncIterator[str]:
+    async def _listening(self) -> AsyncIterator[None]:
         self.server = PatchServer(
-            token=token,
+            token=self._token,
             admit=self._admit,
             on_event=self._on_client,
-            control=self._control,
+            control=self._commands.answer,
             events=self.events,
             find_patch=self._payloads.get,
             on_devtools=self._on_devtools if self._speaks_devtools else None,
         )
-        url = await self.server.start(*self.options.listen)
+        self._url = await self.server.start(*self.options.listen)
         if self._speaks_devtools and CARGO_HOT in self.workspace.hot_call_crates:
             await self.server.start_cargo_hot()
         try:
-            yield url
+            yield
         finally:
             await self.server.close()
 
@@ -243,187 +234,248 @@ class Daemon:
         client = linked_client_args(self._linked_client) if self._linked_client else ()
         return (*exports, *client)
 
-    async def _image_tools(self, fat: FatBuild, link_line: LinkLine) -> "_ImageTools":
-        """What images are made with; programs that take them may also be patched by their own jump tables."""
-        assert self.server is not None
-        host = await asyncio.to_thread(host_index, fat.executable, self.state_dir / "hosts")
-        machine = MACHINES[host.header.machine]
-        carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), machine, self.state_dir)
-        self._hot_calls = JumpTableClients(
-            server=self.server,
-            host=host,
-            target=fat.tip.triple,
-            carriers=carriers,
-            directory=self.state_dir / "patches",
-            known=self._instances.get,
-            dispatch=self._dispatch,
-            ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
-        )
-        return _ImageTools(host=host, linker=await identify(link_line), carriers=carriers)
+    @property
+    def _hot_calls(self) -> JumpTableClients | None:
+        images = self._generation.images if self._generation else None
+        return images.hot_calls if images else None
 
-    async def _fat_build(self, watcher: Watcher) -> FatBuild:
-        """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
-        while True:
-            fat = await fat_build(
-                self.options.selection,
-                self.workspace,
-                self.state_dir,
-                cwd=self.options.cwd,
-                environ=self.options.environ,
-                tip_args=self._tip_args(),
-            )
-            for problem in fat.problems:
-                self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
-                _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
-            build_time = {file for capture in fat.build_time for file in captured_files(capture)}
-            self._full_build = dict.fromkeys(build_time, "code that runs while building") | dict(fat.full_build)
-            sources = {file for capture in fat.captures for file in captured_files(capture)}
-            inputs = sources | self._full_build.keys()
-            self._snapshot = await asyncio.to_thread(take_snapshot, sources)
-            batch = await watcher.rescan()
-            if batch is None or inputs.isdisjoint(map(str, batch.files)):
-                break
-            self.terminal.say("Rebuilding", "sources changed while the program was built")
-        self._fat = fat
-        self._build_id = program_build_id(fat.executable)
-        await watcher.include(Path(file) for file in inputs)
+    async def _build(self, reason: BuildReason) -> None:
+        """A full build, to its end; what was built is in `_built` unless it is one in the background."""
+        started = time.time()
+        problem = ""
+        try:
+            if reason == "background":
+                await self._fat_build()
+            else:
+                self._built = await self._build_settled()
+        except HotpatchdError as error:
+            if reason == "start":
+                raise
+            problem = told(error)
+        self._dispatch(core.FullyBuilt(reason=reason, seconds=time.time() - started, problem=problem))
+
+    async def _fat_build(self) -> FatBuild:
+        fat = await fat_build(
+            self.options.selection,
+            self.workspace,
+            self.state_dir,
+            cwd=self.options.cwd,
+            environ=self.options.environ,
+            tip_args=self._tip_args(),
+        )
+        for problem in fat.problems:
+            self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
+            _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
         return fat
 
-    async def _follow_files(
-        self,
-        fat: FatBuild,
-        link_line: LinkLine,
-        images: "_ImageTools | None",
-        watcher: Watcher,
-        url: str,
-    ) -> int:
-        """Make the baseline, and then every settled batch of files an event; never returns."""
+    async def _build_settled(self) -> Built:
+        """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
+        while True:
+            batches = self._batches
+            fat = await self._fat_build()
+            build_time = {file for capture in fat.build_time for file in captured_files(capture)}
+            full_build = dict.fromkeys(build_time, "code that runs while building") | dict(fat.full_build)
+            sources = {file for capture in fat.captures for file in captured_files(capture)}
+            snapshot = await asyncio.to_thread(take_snapshot, sources)
+            inputs = sources | full_build.keys()
+            await self._watcher.include(Path(file) for file in inputs)
+            await self._rescan(())
+            if inputs.isdisjoint(self._touched_since(batches)):
+                return Built(fat=fat, snapshot=snapshot, full_build=full_build, batches=batches)
+            self.terminal.say("Rebuilding", "sources changed while the program was built")
+
+    def _touched_since(self, batches: int) -> set[str]:
+        return {file for file, number in self._changed_in.items() if number > batches}
+
+    async def _adopt(self) -> None:
+        """Make what was built the program: the old one ends, a new one starts, and the baseline is made."""
+        built = self._built
+        assert built is not None
         started = time.perf_counter()
-        crates = plan_thin_crates(
-            fat.captures, thin_dir=str(self.state_dir / "thin"), ansi=self.terminal.console.is_terminal
+        await self._end_program()
+        link_line = link_line_of(built.fat.tip)
+
+        def hot_calls(host: HostIndex, carriers: CarrierLinker) -> JumpTableClients:
+            return JumpTableClients(
+                server=self.server,
+                host=host,
+                target=built.fat.tip.triple,
+                carriers=carriers,
+                directory=self.state_dir / "patches",
+                known=self._instances.get,
+                dispatch=self._dispatch,
+                ignored=lambda text: self.terminal.say("Ignored", text, "bold yellow"),
+            )
+
+        takes_images = self._support.patch == "image"
+        images = await image_tools(built.fat, link_line, self.state_dir, hot_calls) if takes_images else None
+        generation = self._generation = Generation(
+            built,
+            link_line,
+            images,
+            state_dir=self.state_dir,
+            links_client=self._linked_client is not None,
+            ansi=self.terminal.console.is_terminal,
         )
-        self._builder = builder = ThinBuilder(crates)
+        self._objects = {}
+        for client, hello in list(self._hellos.items()):
+            if hello.build_id != generation.build_id:
+                self.server.dismiss(client)
+        self._lock.publish(url=self._url, token=self._token)
+        if self._args is not None:
+            await self._start_program(built.fat.executable)
+        if self._args is None or self.options.keys:
+            self._keys.start()
         with self.terminal.working("Compiling the objects to compare with"):
-            baseline, batch = await self._make_baseline(fat, builder, watcher)
-        native = await static_libraries(link_line) if self._linked_client else ()
-        archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
-        await asyncio.to_thread(archive_set.warm)
-        self._objects = self._before = baseline
-        crate_names = frozenset(crate.capture.crate_name for crate in crates)
-        if images is not None:
-            optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
-            self._patcher = Patcher(
-                host=images.host,
-                archives=archive_set,
-                link_line=link_line,
-                linker=images.linker,
-                crate_names=crate_names,
-                baseline=baseline,
-                host_code=HostCode(fat.executable, images.host.header) if optimised else None,
-                carriers=images.carriers,
-                state_dir=self.state_dir,
-            )
-
-        async def library_patcher() -> LibraryPatcher:
-            program = await asyncio.to_thread(read_symbols, fat.executable)
-            if program_build_id(fat.executable) != self._build_id:
-                raise BuildError(f"{fat.executable} was built anew; restart", hint="end the program and run it again")
-            return LibraryPatcher(
-                program=ProgramSymbols(program),
-                archives=archive_set,
-                link_line=link_line,
-                target=fat.tip.triple,
-                linker=await choose_linker(link_line, fat.tip.triple, fat.tip.rustc),
-                crate_names=crate_names,
-                baseline=baseline,
-                state_dir=self.state_dir,
-            )
-
-        self._make_library_patcher = library_patcher
-        baseline.forget_units()
-        names = ", ".join(crate.name for crate in crates)
+            baseline = await generation.make_baseline(lambda: self._touched_since(built.batches))
+        self._objects = {0: baseline}
+        names = ", ".join(generation.crate_names)
         self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
-        self._publish(DaemonReady(url=url, pid=os.getpid()))
-        self._dispatch(core.BaselineReady(inputs=inputs_of(builder.crates, self._full_build)))
-        if batch:
-            self._take_batch(batch)
-        async for settled in watcher.batches():
-            self._take_batch(settled)
-        return 0
+        self._publish(DaemonReady(url=self._url, pid=os.getpid()))
+        self._dispatch(core.BaselineReady(inputs=generation.inputs()))
 
-    async def _make_baseline(
-        self, fat: FatBuild, builder: ThinBuilder, watcher: Watcher
-    ) -> tuple[BuildObjects, Batch | None]:
-        """The objects of the program's source, and what was edited before they were ready."""
-        result = await builder.build(frozenset(crate.name for crate in builder.crates))
-        batch = await watcher.rescan()
-        edited = frozenset(map(str, batch.files if batch else ())) & self._snapshot.texts.keys()
-        baseline = result.objects
-        if edited:
-            shadow = self.state_dir / "shadow"
-            baseline = await build_snapshot(fat.captures, self._snapshot, edited, shadow) or baseline
-            if baseline is result.objects:
-                for file in edited:
-                    self._full_build[file] = "file was edited before the first objects were ready; it"
-        self._snapshot = Snapshot(texts={})
-        if baseline is None:
-            raise BuildError(
-                "the program's source does not compile with the arguments of a thin rebuild",
-                output="\n".join(result.diagnostics),
-            )
-        return baseline, batch
+    async def _start_program(self, executable: Path) -> None:
+        """Start the program in the terminal's foreground, with the client in it."""
+        assert self._generation is not None
+        assert self._args is not None
+        # What `cargo run` sets as well.
+        package = {k: v for k, v in self._generation.fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
+        environ = {**self.options.environ, **package}
+        if self._speaks_devtools:
+            environ |= devtools_environ(self._url)
+        command = program_command(executable, self._args, self._triple, cwd=self.options.cwd, environ=environ)
+        environ = client_environ(environ, self._preloaded, self.state_dir, executable, self._triple)
+        if not self.options.keys:
+            self._keys.stop()
+        program = self._program = await start_program(
+            command, environ, cwd=self.options.cwd, reads_terminal=not self.options.keys
+        )
+        self.terminal.say("Running", f"{command[0]} (process {program.pid})")
+        self._dispatch(core.ProgramStarted(pid=program.pid))
+        self._spawn(self._await_end(program))
+
+    async def _await_end(self, program: RunningProgram) -> None:
+        status = await program.wait()
+        if self._program is program:
+            self._program = None
+            self._dispatch(core.ProgramEnded(pid=program.pid, status=status))
+
+    async def _end_program(self, *, interrupted: bool = False) -> None:
+        program, self._program = self._program, None
+        if program is not None:
+            await program.end(interrupted=interrupted)
+
+    async def _start_again(self) -> None:
+        assert self._generation is not None
+        await self._end_program()
+        await self._start_program(await asyncio.to_thread(self._generation.executable))
+
+    async def _follow_files(self) -> None:
+        async for batch in self._watcher.batches():
+            self._take_batch(batch)
 
     def _take_batch(self, batch: Batch) -> None:
         files = tuple(map(str, batch.files))
+        self._batches += 1
+        self._changed_in.update(dict.fromkeys(files, self._batches))
         if self._hot_calls is not None:
             self._hot_calls.tell_assets(file for file in files if is_asset(file))
         self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
 
+    async def _rescan(self, files: Sequence[Path]) -> bool:
+        """Look now whether these files changed, or all; returns whether any did."""
+        batch = await self._watcher.rescan(files)
+        if batch:
+            self._take_batch(batch)
+        return batch is not None
+
     def _dispatch(self, event: core.StepEvent) -> None:
-        self.state, commands = core.step(self.state, event)
+        self.state, commands = step(self.state, event)
         for session in self.state.sessions.values():
             self._instances[session.hello.instance] = session
         for command in commands:
             self._carry_out(command)
 
     def _carry_out(self, command: core.Command) -> None:
-        assert self.server is not None
         match command:
             case core.Emit():
                 self._publish(command.event)
             case core.Rebuild():
-                self._spawn(self._rebuild(command.crates))
+                self._rebuilding = self._spawn(self._rebuild(command.crates))
+            case core.CancelRebuild():
+                assert self._rebuilding is not None
+                self._rebuilding.cancel()
             case core.Prepare():
-                self._spawn(self._prepare(command.session, command.edit))
+                objects, before = self._objects[command.objects], self._objects[command.before]
+                self._spawn(self._prepare(command.session, command.edit, objects, before))
             case core.Send():
-                ready = self._ready.pop(command.client)
-                if ready.carrier is not None and self._hot_calls is not None:
-                    since_edit_ms = (time.time() - self.state.outcome.last_write) * 1000
-                    session = self.state.sessions[command.client]
-                    self._spawn(self._hot_calls.send(session, ready.carrier, since_edit_ms))
-                    return
-                assert ready.patch is not None
-                self._payloads[ready.patch.patch] = ready.payload
-                while len(self._payloads) > KEPT_PAYLOADS:
-                    self._payloads.popitem(last=False)
-                self._sent_at[command.client] = time.perf_counter()
-                self.server.send_patch(command.client, ready.patch, ready.payload)
+                self._send(command.client)
             case core.SendUndo():
                 self._sent_at[command.client] = time.perf_counter()
                 self.server.send_undo(command.client, command.to)
             case core.Reply():
-                asked = self._requests.pop(command.request)
-                if asked.cancelled():
-                    return
-                if command.error:
-                    asked.set_exception(UsageError(command.error))
-                else:
-                    asked.set_result(command.result)
+                self._commands.reply(command)
+            case core.BuildFully():
+                self._building = self._spawn(self._build(command.reason))
+            case core.CancelBuild():
+                assert self._building is not None
+                self._building.cancel()
+            case core.Adopt():
+                self._spawn(self._adopt())
+            case core.StartAgain():
+                self._spawn(self._start_again())
+            case core.ScheduleBackground():
+                self._spawn(self._wait_idle(command.edit))
+            case core.OfferRestart():
+                self._offer_restart(without_last=command.without_last)
+            case core.End():
+                if not self._ended.done():
+                    self._ended.set_result(command.status)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run something beside everything else; where it fails, the daemon ends with its error."""
         task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not self._ended.done():
+            self._ended.set_exception(error)
+
+    def _send(self, client: int) -> None:
+        ready = self._ready.pop(client)
+        if ready.carrier is not None and self._hot_calls is not None:
+            since_edit_ms = (time.time() - self.state.outcome.last_write) * 1000
+            self._spawn(self._hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms))
+            return
+        assert ready.patch is not None
+        self._payloads[ready.patch.patch] = ready.payload
+        while len(self._payloads) > KEPT_PAYLOADS:
+            self._payloads.popitem(last=False)
+        self._sent_at[client] = time.perf_counter()
+        self.server.send_patch(client, ready.patch, ready.payload)
+
+    async def _wait_idle(self, edit: int) -> None:
+        await asyncio.sleep(BACKGROUND_AFTER_S)
+        self._dispatch(core.BackgroundDue(edit=edit))
+
+    def _offer_restart(self, *, without_last: bool) -> None:
+        keys = {"r": "build and start it again", "d": "start it again without the last edit", "q": "end"}
+        if not without_last:
+            del keys["d"]
+        self.terminal.say("Crashed", ", ".join(f"{key}: {what}" for key, what in keys.items()), "bold red")
+        self._keys.start()
+
+    def _on_key(self, key: str) -> None:
+        match key:
+            case "r":
+                self._dispatch(core.RestartAsked())
+            case "d":
+                self._dispatch(core.RestartAsked(without_last=True))
+            case "q":
+                self._carry_out(core.End(status=0))
 
     def _publish(self, event: Event) -> None:
         self.events.publish(event)
@@ -438,33 +490,28 @@ class Daemon:
             _log.info(logs.REBUILD_FAILED, edit=event.edit, diagnostics=event.diagnostics)
 
     async def _rebuild(self, crates: frozenset[str]) -> None:
-        assert self._builder is not None
-        assert self._watcher is not None
+        generation = self._generation
+        assert generation is not None
         started = time.time()
         try:
             with self.terminal.working(f"Compiling {', '.join(sorted(crates))}"):
-                result = await self._builder.build(crates)
+                result = await generation.builder.build(crates)
+            inputs = generation.inputs()
+            # Changes that rustc may have read, though they have not settled yet.
+            newer = [Path(file) for file in inputs.crates_of if _changed_after(file, started)]
+            if newer:
+                await self._rescan(newer)
+        except asyncio.CancelledError:
+            if not self.state.cancelling:
+                raise
+            self._dispatch(self._not_rebuilt(crates, cancelled=True))
+            return
         except Exception as error:
             _log.exception(logs.REBUILD_FAILED)
-            failed = core.Rebuilt(
-                crates=tuple(sorted(crates)),
-                failed=crates,
-                diagnostics=(_told(error),),
-                compile_ms=0.0,
-                inputs=self.state.inputs,
-            )
-            self._dispatch(failed)
+            self._dispatch(self._not_rebuilt(crates, told(error)))
             return
-        if result.objects is not None:
-            if not self.state.carried:
-                self._before = self._objects
-            self._objects = result.objects
-        inputs = inputs_of(self._builder.crates, self._full_build)
-        # Changes that rustc may have read, though they have not settled yet.
-        newer = [Path(file) for file in inputs.crates_of if _changed_after(file, started)]
-        batch = await self._watcher.rescan(newer) if newer else None
-        if batch:
-            self._take_batch(batch)
+        if result.program is not None:
+            self._objects[self.state.edit] = result.program
         self._dispatch(
             core.Rebuilt(
                 crates=result.crates,
@@ -474,46 +521,53 @@ class Daemon:
                 inputs=inputs,
             )
         )
+        sent = self.state.sent
+        used = {0, self.state.target, self.state.previous, sent.before if sent else 0}
+        self._objects = {edit: objects for edit, objects in self._objects.items() if edit in used}
         await self._watcher.include(Path(file) for file in inputs.crates_of)
 
-    async def _prepare(self, session: Session, edit: int) -> None:
-        assert self._objects is not None
-        assert self._before is not None
+    def _not_rebuilt(self, crates: frozenset[str], *said: str, cancelled: bool = False) -> core.Rebuilt:
+        return core.Rebuilt(
+            crates=tuple(sorted(crates)),
+            failed=crates,
+            diagnostics=said,
+            compile_ms=0.0,
+            inputs=self.state.inputs,
+            cancelled=cancelled,
+        )
+
+    async def _prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> None:
+        assert self._generation is not None
         try:
-            patcher = await self._patcher_for(session)
-            ready = await patcher.prepare(session, edit, self._objects, self._before)
+            patcher = await self._generation.patcher_for(session)
+            ready = await patcher.prepare(session, edit, objects, before)
         except Exception as error:
             _log.exception(logs.PATCH_FAILED)
-            refusal = Refusal(symbol=None, reason="internal", detail=_told(error))
+            refusal = Refusal(symbol=None, reason="internal", detail=told(error))
             ready = Ready(prepared=core.Prepared(client=session.client, refusals=(refusal,), failed=True))
         self._ready[session.client] = ready
         self._dispatch(ready.prepared)
 
-    async def _patcher_for(self, session: Session) -> Patcher | LibraryPatcher:
-        if session.hello.kind == "image":
-            if self._patcher is None:
-                raise UsageError(f"programs for {session.hello.target} are patched by libraries, not by images")
-            return self._patcher
-        if self._library_patcher is None:
-            assert self._make_library_patcher is not None
-            self._library_patcher = asyncio.create_task(self._make_library_patcher())
-        try:
-            return await asyncio.shield(self._library_patcher)
-        except HotpatchdError:
-            self._library_patcher = None
-            raise
-
     def _admit(self, hello: Hello) -> Rejection | None:
-        if hello.build_id == self._build_id:
+        generation = self._generation
+        if generation is None:
+            detail = f"{hello.exe} (process {hello.pid}) came before the program was built"
+            return Rejection(reason="build_id", detail=detail, retry=True)
+        if hello.build_id == generation.build_id:
             return None
-        expected = self._fat.executable if self._fat else "the program, which is being built"
-        detail = f"{hello.exe} (process {hello.pid}) is not the build that is watched, which is {expected}"
+        if self._args is None and hello.build_id == generation.newest_build_id():
+            self.terminal.say("Renewing", f"{hello.exe} (process {hello.pid}) was built anew")
+            self._dispatch(core.RestartAsked())
+            return Rejection(reason="build_id", detail="the daemon is about to know this build", retry=True)
+        watched = generation.fat.executable
+        detail = f"{hello.exe} (process {hello.pid}) is not the build that is watched, which is {watched}"
         self.terminal.say("Ignored", f"{detail}; start that one instead", "bold yellow")
-        return Rejection(reason="build_id", detail=detail, retry=self._fat is None)
+        return Rejection(reason="build_id", detail=detail, retry=False)
 
     def _on_client(self, event: ClientEvent) -> None:
         match event:
             case ClientHello():
+                self._hellos[event.client] = event.hello
                 self._welcome(event.client, event.hello)
             case ClientAnswer() if event.client in self._resetting:
                 fresh = self._resetting.pop(event.client)
@@ -528,6 +582,7 @@ class Daemon:
                     core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
                 )
             case ClientLost():
+                self._hellos.pop(event.client, None)
                 self._resetting.pop(event.client, None)
                 self._ready.pop(event.client, None)
                 self._dispatch(core.Left(client=event.client))
@@ -558,93 +613,6 @@ class Daemon:
         else:
             self._dispatch(core.Joined(session=session))
 
-    async def _control(self, command: wire.ControlCommand) -> object:
-        match command:
-            case wire.StatusRequest():
-                return self._status()
-            case wire.ClientsRequest():
-                return [self._client_row(session) for session in self.state.sessions.values()]
-            case wire.TriggerRequest():
-                return await self._trigger([Path(file) for file in command.files])
-            case wire.UndoRequest():
-                return await self._undo(command.count)
-            case _:
-                raise UsageError(f"the daemon does not know the command {type(command).__name__}")
-
-    def _status(self) -> dict[str, object]:
-        verdicts = [record for record in self.events.recent if record["event"] == EditVerdict.event]
-        return {
-            "pid": os.getpid(),
-            "since": self._started,
-            "workspace": str(self.workspace.root),
-            "program": str(self._fat.executable) if self._fat else None,
-            "build_id": self._build_id,
-            "phase": self.state.phase,
-            "edit": self.state.edit,
-            "crates": [crate.name for crate in self._builder.crates] if self._builder else [],
-            "clients": len(self.state.sessions),
-            "edits": verdicts,
-        }
-
-    def _client_row(self, session: Session) -> dict[str, object]:
-        hello = session.hello
-        return {
-            "client": session.client,
-            "pid": hello.pid,
-            "exe": hello.exe,
-            "target": hello.target,
-            "patches": len(session.history),
-            "region_used": session.next_addr - hello.region.addr,
-            "region_size": hello.region.size,
-        }
-
-    async def _trigger(self, files: Sequence[Path]) -> dict[str, int | None]:
-        assert self._watcher is not None
-        batch = await self._watcher.rescan(files)
-        before = self.state.edit
-        if batch:
-            self._take_batch(batch)
-        if self.state.edit > before:
-            return {"edit": self.state.edit}
-        return {"edit": before + 1 if batch and self.state.pending else None}
-
-    async def _undo(self, count: int) -> Mapping[str, object]:
-        self._last_request += 1
-        asked: asyncio.Future[Mapping[str, object]] = asyncio.get_running_loop().create_future()
-        self._requests[self._last_request] = asked
-        self._dispatch(core.UndoAsked(count=count, request=self._last_request))
-        return await asked
-
-
-async def _for_ever() -> int:
-    await asyncio.Event().wait()
-    return 0
-
-
-async def _first(*works: Coroutine[Any, Any, int]) -> int:
-    """Run all until one ends; the others are cancelled, and its result is the result."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter(done)).result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _compiler(tip: Capture) -> tuple[str, ...]:
-    """The compiler of the program, with what makes it compile for the same target."""
-    target = ("--target", tip.target) if tip.target else ()
-    sysroot = [word for value in argv_values(tip.argv, "--sysroot") for word in ("--sysroot", value)]
-    return (tip.rustc, *target, *sysroot[-2:])
-
-
-def _link_line(tip: Capture) -> LinkLine:
-    if tip.link_line is None:
-        raise BuildError(f"the capture of {tip.crate_name} has no linker command", hint="build it again")
-    return parse_link_line(tip.link_line)
-
 
 def _changed_after(file: str, moment: float) -> bool:
     """Whether a file changed after a moment in Unix seconds; the kernel's clock for files may lag a little behind."""
@@ -654,7 +622,7 @@ def _changed_after(file: str, moment: float) -> bool:
         return False
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """An error as a person is told of it."""
     if isinstance(error, BuildError) and error.output:
         return f"{error}\n{error.output}"

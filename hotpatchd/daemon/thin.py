@@ -1,14 +1,16 @@
 """Thin rebuilds: replay captured rustc commands, edited, and hand over the objects."""
 
 import asyncio
+import os
 import shutil
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from hotpatchd.core import schedule
 from hotpatchd.core.thinplan import ThinCrate
-from hotpatchd.daemon.compiler import Compiler, objects_dir
+from hotpatchd.daemon.compiler import Compiled, Compiler, CrateCompiler, objects_dir
 from hotpatchd.objfile.objects import BuildObjects, ObjectFile
 
 
@@ -17,88 +19,121 @@ class ThinResult:
     """How a thin rebuild ended.
 
     Args:
-        crates: names of the crates that were compiled, in order.
-        failed: of these, those that do not compile.
-        diagnostics: as rustc renders them, in order.
-        objects: all objects of the program as its source is now; None where a crate failed.
+        crates: names of the crates that were compiled, in the order in which they were begun.
+        failed: crates whose objects are not those of the newest source: they do not compile, or could not be compiled
+            because of one that does not.
+        diagnostics: as rustc renders them, crate by crate, dependencies first.
+        objects: tip crate → all objects of its program as the source is now; without programs that have a failed crate.
         compile_ms: how long it took.
     """
 
     crates: tuple[str, ...]
     failed: frozenset[str]
     diagnostics: tuple[str, ...]
-    objects: BuildObjects | None
+    objects: Mapping[str, BuildObjects]
     compile_ms: float
+
+    @property
+    def program(self) -> BuildObjects | None:
+        """The objects of the program, where there is only one; None where a crate failed."""
+        return next(iter(self.objects.values()), None)
 
 
 class ThinBuilder:
-    """The program's crates as the daemon compiles them, and their newest objects.
+    """The crates of one or more programs as the daemon compiles them, and their newest objects.
+
+    It remembers which crates are not up to date because a build failed or was cancelled: each build compiles them too.
 
     Args:
-        crates: each after those that it depends on; the tip last.
+        crates: each after those that it depends on.
+        compiler: compiles one crate.
+        jobs: how many compilers may run at once; None: as many as there are processors.
     """
 
-    def __init__(self, crates: Sequence[ThinCrate]) -> None:
+    def __init__(
+        self, crates: Sequence[ThinCrate], compiler: CrateCompiler | None = None, jobs: int | None = None
+    ) -> None:
         self.crates = tuple(crates)
-        self._compiler = Compiler()
+        self._by_name = {crate.name: crate for crate in crates}
+        self._compiler = compiler or Compiler()
+        self._jobs = jobs or os.cpu_count() or 1
+        graph = {
+            crate.name: tuple(name for name in crate.dependencies if name in self._by_name) for crate in self.crates
+        }
+        self._schedule = schedule.new_schedule(graph, (crate.name for crate in crates if crate.is_tip))
         self._files: dict[str, Mapping[str, ObjectFile]] = {}
-        self._metadata: dict[str, bytes] = {}
-        self._newest: BuildObjects | None = None
+        self._newest: dict[str, BuildObjects] = {}
         self._in_use: weakref.WeakSet[BuildObjects] = weakref.WeakSet()
 
-    async def build(self, wanted: frozenset[str]) -> ThinResult:
-        """Compile some crates, and those that depend on what changed in them.
+    async def build(self, wanted: Collection[str]) -> ThinResult:
+        """Compile some crates, those that depend on what changed in them, and what earlier builds left undone.
+
+        What runs when a crate fails is let finish: its errors belong to the same edit, and what it compiled need not be
+        compiled again. When the caller is cancelled, all compilers are killed; so they are if one cannot be run.
 
         Args:
-            wanted: names of crates.
+            wanted: names of crates with newer sources.
 
         Raises:
-            BuildError: rustc cannot be run.
+            BuildError: rustc cannot be run, or was killed.
         """
         start = time.perf_counter()
-        stale = set(wanted)
-        compiled: list[str] = []
-        diagnostics: list[str] = []
-        metadata: dict[str, bytes] = {}
-        for crate in self.crates:
-            if crate.name not in stale and not stale.intersection(crate.dependencies):
-                continue
-            compiled.append(crate.name)
-            done = await self._compiler.compile(crate)
-            diagnostics += done.diagnostics
-            if not done.ok:
-                return ThinResult(
-                    crates=tuple(compiled),
-                    failed=frozenset(stale | {crate.name}),
-                    diagnostics=tuple(diagnostics),
-                    objects=None,
-                    compile_ms=(time.perf_counter() - start) * 1000,
-                )
-            self._files[crate.name] = done.objects
-            if done.metadata is not None:
-                metadata[crate.name] = done.metadata
-            if metadata.get(crate.name) == self._metadata.get(crate.name):
-                stale.discard(crate.name)
-            else:
-                stale.add(crate.name)
-        # Only now: had a dependent failed, the next rebuild would have to compile it against the same metadata again.
-        self._metadata.update(metadata)
+        self._schedule = schedule.begin(self._schedule, wanted)
+        compiled: dict[str, Compiled | None] = {}
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._start_ready(group, compiled)
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
         compile_ms = (time.perf_counter() - start) * 1000
-        files = {name: file for of_crate in self._files.values() for name, file in of_crate.items()}
-        self._delete_unused(files)
-        self._newest = await asyncio.to_thread(BuildObjects, files, self._newest)
-        self._in_use.add(self._newest)
+        self._delete_unused()
         return ThinResult(
             crates=tuple(compiled),
-            failed=frozenset(),
-            diagnostics=tuple(diagnostics),
-            objects=self._newest,
+            failed=schedule.outdated(self._schedule),
+            diagnostics=tuple(
+                said for crate in self.crates if (done := compiled.get(crate.name)) for said in done.diagnostics
+            ),
+            objects={tip: await self._objects_of(tip) for tip in schedule.finished_tips(self._schedule)},
             compile_ms=compile_ms,
         )
 
-    def _delete_unused(self, newest: Mapping[str, ObjectFile]) -> None:
-        """Delete objects that neither the newest build has nor one that somebody still holds: it may open them yet."""
-        used = {file.path.parent for files in (newest, *(o.files for o in self._in_use)) for file in files.values()}
+    def _start_ready(self, group: asyncio.TaskGroup, compiled: dict[str, Compiled | None]) -> None:
+        for name in schedule.ready(self._schedule, self._jobs):
+            self._schedule = schedule.started(self._schedule, name)
+            compiled[name] = None
+            group.create_task(self._compile(name, group, compiled))
+
+    async def _compile(self, name: str, group: asyncio.TaskGroup, compiled: dict[str, Compiled | None]) -> None:
+        """Compile a crate, and begin with those that waited for it."""
+
+        def take_metadata(digest: bytes) -> None:
+            self._schedule = schedule.told(self._schedule, name, digest)
+            self._start_ready(group, compiled)
+
+        done = await self._compiler.compile(self._by_name[name], take_metadata)
+        compiled[name] = done
+        if done.ok:
+            self._files[name] = done.objects
+            if done.metadata is not None:
+                self._schedule = schedule.told(self._schedule, name, done.metadata)
+        self._schedule = schedule.ended(self._schedule, name, ok=done.ok)
+        self._start_ready(group, compiled)
+
+    async def _objects_of(self, tip: str) -> BuildObjects:
+        crates = schedule.crates_of(self._schedule.graph, tip)
+        files = {name: file for crate in crates for name, file in self._files[crate].items()}
+        objects = await asyncio.to_thread(BuildObjects, files, self._newest.get(tip))
+        self._newest[tip] = objects
+        self._in_use.add(objects)
+        return objects
+
+    def _delete_unused(self) -> None:
+        """Delete objects that are neither the newest nor of a build that somebody still holds: it may open them yet."""
+        used = {
+            file.path.parent
+            for files in (*self._files.values(), *(o.files for o in self._in_use))
+            for file in files.values()
+        }
         for crate in self.crates:
             for place in objects_dir(crate).glob("*"):
                 if place not in used:

@@ -6,8 +6,8 @@ it was in the last batch. Touching a file, or writing the same text twice, is no
 Events only say where to look; what counts is the content found there. So events may come twice or too often, and
 when some are lost (the kernel's queue overflowed) everything is looked at again.
 
-Files that are written to without an event are missed: on network file systems, through memory maps. There, and where
-inotify has no watches left, the tree is polled.
+Files that are written to without an event are missed: through memory maps. Where the kernel does not announce other
+changes either (`hotpatchd.core.mounts`), and where inotify has no watches left, the tree is polled.
 """
 
 import asyncio
@@ -19,12 +19,11 @@ import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers.inotify_c import (
     CallbackId,
     InotifyConstants,
@@ -33,8 +32,8 @@ from watchdog.observers.inotify_c import (
     Mask,
     WatchDescriptor,
 )
-from watchdog.observers.polling import PollingObserverVFS
 
+from hotpatchd.core.mounts import needs_polling, parse_mounts
 from hotpatchd.core.settle import (
     IGNORED_DIRS,
     SettleTimes,
@@ -50,7 +49,16 @@ POLL_INTERVAL_S = 0.2
 MAX_HASHED_BYTES = 8 << 20
 
 _CACHE_TAG = "CACHEDIR.TAG"
+_EVERYTHING = os.sep
+_GIT_LOCK = "index.lock"
 _LONG_AGO_S = 1.0
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_POLLING_SHARE = 0.1
+_POLLING_ROUNDS = 10
+_HOLLOW_LOOK_S = 0.005
+_LOCK_LEFT_S = 10.0
+
+_Content = bytes | frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,16 +77,51 @@ class Batch:
 
 
 class _Source(Protocol):
+    def watch(self, scope: "_Scope") -> None: ...
+
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Scope:
-    """What is watched: directories with all that is below them, except `excluded`; and single files."""
+    """What is watched: directories with all that is below them, except `excluded`; and single files.
 
-    roots: tuple[str, ...]
-    excluded: frozenset[str]
-    files: frozenset[str]
+    A directory among the single files stands for the names that are in it.
+
+    Attributes:
+        aliases: what a symbolic link leads to → the names among the single files that lead there.
+        links: symbolic links on the way to the single files.
+        file_dirs: directories of the single files: where their names are, and where these lead to.
+        git_dirs: where Git keeps the index of the roots.
+    """
+
+    def __init__(self, roots: Iterable[str], excluded: Iterable[str], files: Iterable[str]) -> None:
+        self.roots = tuple(dict.fromkeys(roots))
+        self.prefixes = tuple(root + os.sep for root in self.roots)
+        self.excluded = frozenset(excluded)
+        self.files = frozenset(files)
+        self.aliases: dict[str, tuple[str, ...]] = {}
+        self.links: set[str] = set()
+        self.file_dirs: set[str] = {file for file in self.files if os.path.isdir(file)}
+        self.git_dirs = frozenset(found for root in self.roots if (found := _git_dir(root)))
+        real_dirs: dict[str, str] = {}
+        for file in self.files:
+            directory, name = os.path.split(file)
+            if directory not in real_dirs:
+                real_dirs[directory] = os.path.realpath(directory)
+                if real_dirs[directory] != directory:
+                    self.links.update(filter(os.path.islink, map(str, [directory, *Path(directory).parents])))
+            real = os.path.join(real_dirs[directory], name)
+            if os.path.islink(real):
+                self.links.add(file)
+                real = os.path.realpath(real)
+                self.file_dirs.add(os.path.dirname(real))
+            if real != file:
+                self.aliases[real] = (*self.aliases.get(real, ()), file)
+        self.file_dirs.update(real_dirs, real_dirs.values())
+
+    def with_files(self, files: Iterable[str]) -> "_Scope":
+        """The same with other single files."""
+        return _Scope(self.roots, self.excluded, files)
 
     def enters(self, directory: str, name: str) -> bool:
         """Whether a subdirectory is worth watching. Build output says of itself that it is not.
@@ -88,27 +131,19 @@ class _Scope:
         path = os.path.join(directory, name)
         return not (name in IGNORED_DIRS or path in self.excluded or os.path.exists(os.path.join(path, _CACHE_TAG)))
 
-    def entries(self, directory: str) -> list[os.DirEntry[str]]:
-        """The files of a directory, and its subdirectories that are worth watching."""
-        with os.scandir(directory) as found:
-            return [
-                entry
-                for entry in found
-                if not entry.is_dir() or (not entry.is_symlink() and self.enters(directory, entry.name))
-            ]
-
     def files_below(self, top: str, enter: Callable[[str], None] = lambda directory: None) -> Iterator[str]:
         """The files of a tree. `enter` is called with each directory before it is read."""
         enter(top)
         try:
-            entries = self.entries(top)
+            with os.scandir(top) as found:
+                entries = list(found)
         except OSError:
             return
         for entry in entries:
-            if entry.is_dir():
-                yield from self.files_below(entry.path, enter)
-            else:
+            if not entry.is_dir():
                 yield entry.path
+            elif not entry.is_symlink() and self.enters(top, entry.name):
+                yield from self.files_below(entry.path, enter)
 
     def tops(self) -> list[str]:
         """The roots to which no other root leads."""
@@ -128,13 +163,116 @@ class _Scope:
         """All files there are."""
         return itertools.chain(self.files, *map(self.files_below, self.tops()))
 
-    def file_dirs(self) -> frozenset[str]:
-        """Directories of the single files: where their names are, and where these lead to."""
-        return frozenset(map(os.path.dirname, self.files | self.aliases().keys()))
 
-    def aliases(self) -> dict[str, str]:
-        """The file that a symbolic link leads to → its name among the single files."""
-        return {real: file for file in self.files if (real := os.path.realpath(file)) != file}
+def _git_dir(root: str) -> str | None:
+    """The directory of the index that `root` is in; linked worktrees and submodules have one of their own.
+
+    Source: gitrepository-layout(5): a `.git` file holds `gitdir: ` and a path.
+    """
+    for directory in (Path(root), *Path(root).parents):
+        found = directory / ".git"
+        if found.is_dir():
+            return str(found)
+        if found.is_file():
+            path = found.read_text(errors="replace").partition("gitdir:")[2].strip()
+            return os.path.normpath(directory / path)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Told:
+    """What a source has told since it was last asked.
+
+    Args:
+        paths: files to look at; a path that ends in `/` stands for all known files below, `/` for everything.
+        last_ms: when the last of it was told, on the monotonic clock.
+        bulk: some of it happened while Git held its lock.
+        locked: Git holds its lock.
+        lost: some of it could not be told; watch anew.
+    """
+
+    paths: frozenset[str]
+    last_ms: float
+    bulk: bool
+    locked: bool
+    lost: bool
+
+
+@dataclass(slots=True)
+class _Inbox:
+    """Takes what sources tell in their threads; `wake` is called when there is something to fetch."""
+
+    wake: Callable[[], object]
+    last_event: float = 0.0
+    _paths: set[str] = field(default_factory=set)
+    _last_ms: float = 0.0
+    _bulk: bool = False
+    _locked: bool = False
+    _lost: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def touched(self, paths: Iterable[str]) -> None:
+        """Something happened to these paths; see `_Told`."""
+        with self._lock:
+            idle = not self._paths
+            self._paths.update(paths)
+            if not self._paths:
+                return
+            self._bulk |= self._locked
+            self._now()
+        if idle:
+            self.wake()
+
+    def lock(self, *, held: bool) -> None:
+        """Git took its lock, or has done its work: it writes the new index into the lock file after all else."""
+        with self._lock:
+            if self._locked == held:
+                return
+            self._locked = held
+            self._now()
+        self.wake()
+
+    def lost(self) -> None:
+        """Changes were missed: everything has to be looked at, and watched anew."""
+        with self._lock:
+            self._lost = self._bulk = True
+            self._locked = False
+            self._paths.add(_EVERYTHING)
+            self._now()
+        self.wake()
+
+    def fetch(self) -> _Told:
+        """What came since the last time."""
+        with self._lock:
+            told = _Told(
+                paths=frozenset(self._paths),
+                last_ms=self._last_ms,
+                bulk=self._bulk,
+                locked=self._locked,
+                lost=self._lost,
+            )
+            self._paths.clear()
+            self._bulk = self._lost = False
+            return told
+
+    def _now(self) -> None:
+        self._last_ms = time.monotonic() * 1000
+        self.last_event = time.time()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Watched:
+    """A directory with an inotify watch.
+
+    Args:
+        path: under which name it is watched.
+        real: the same without symbolic links.
+        whole: its subdirectories are watched as well.
+    """
+
+    path: str
+    real: str
+    whole: bool
 
 
 class _InotifySource:
@@ -143,10 +281,12 @@ class _InotifySource:
     It uses the layer below watchdog's observers, because these recurse into every directory, run a thread a watch,
     and hold all events back for half a second when a file is moved out of the tree.
 
+    A directory that is not there, any more or yet, is waited for at the nearest one above it.
+
     Args:
         scope: what to watch.
-        touched: called, in a thread, with paths to look at; a path ending in `/` stands for all known files below.
-        lost: called, in a thread, when changes were missed; with the error if it cannot go on.
+        inbox: where to tell.
+        failed: called, in a thread, if it cannot go on.
 
     Raises:
         OSError: no inotify instance or watch could be had.
@@ -157,30 +297,38 @@ class _InotifySource:
         | InotifyConstants.IN_MODIFY
         | InotifyConstants.IN_CLOSE_WRITE
         | InotifyConstants.IN_MOVE
+        | InotifyConstants.IN_MOVE_SELF
         | InotifyConstants.IN_DELETE
         | InotifyConstants.IN_ONLYDIR
     )
 
-    def __init__(
-        self, scope: _Scope, touched: Callable[[Iterable[str]], None], lost: Callable[[OSError | None], None]
-    ) -> None:
+    def __init__(self, scope: _Scope, inbox: _Inbox, failed: Callable[[OSError], None]) -> None:
         self._scope = scope
-        self._touched = touched
-        self._lost = lost
-        self._lock = threading.Lock()
-        self._dirs: dict[WatchDescriptor, tuple[str, bool]] = {}
+        self._inbox = inbox
+        self._failed = failed
+        self._lock = threading.RLock()
+        self._watched: dict[WatchDescriptor, _Watched] = {}
+        self._wanted: dict[str, bool] = {}
+        self._missing: set[str] = set()
         # A directory that was renamed is watched again under its new path: watchdog warns where an id repeats.
         self._ids = itertools.count()
         self._inotify = InotifyFD()
         self._inotify.start()
         try:
-            for directory in scope.file_dirs():
-                self._watch(directory, whole=False)
-            for root in scope.tops():
-                self._watch_tree(root)
+            self.watch(scope)
         except OSError:
             self.close()
             raise
+
+    def watch(self, scope: _Scope) -> None:
+        """Watch this from now on; what was watched before stays so."""
+        wanted = dict.fromkeys((*scope.file_dirs, *scope.git_dirs), False) | dict.fromkeys(scope.tops(), True)
+        with self._lock:
+            self._scope = scope
+            new = {directory: whole for directory, whole in wanted.items() if directory not in self._wanted}
+            self._wanted |= new
+            for directory in sorted(new, key=lambda directory: not new[directory]):
+                self._seek(directory)
 
     def close(self) -> None:
         self._inotify.stop()
@@ -188,66 +336,172 @@ class _InotifySource:
 
     def on_event(self, event: InotifyEvent) -> None:
         with self._lock:
-            directory, whole = self._dirs.get(event.wd, ("", False))
-        name = os.fsdecode(event.name)
-        path = os.path.join(directory, name)
-        if not directory or not name:
-            return
-        if not event.is_directory:
-            self._touched((path,))
-        elif whole and event.is_moved_from:
-            self._touched((path + os.sep,))
-        elif whole and (event.is_create or event.is_moved_to) and self._scope.enters(directory, name):
+            watched = self._watched.get(event.wd)
+            if watched is None:
+                return
+            name = os.fsdecode(event.name)
             try:
-                self._touched(self._watch_tree(path))
+                if event.is_move_self:
+                    self._vanished(watched)
+                elif watched.path not in self._scope.git_dirs:
+                    self._tell(event, watched, name)
+                elif name == _GIT_LOCK:
+                    self._inbox.lock(held=event.is_create)
             except OSError as error:
-                self._lost(error)
+                self._failed(error)
 
     def on_watch_deleted(self, wd: WatchDescriptor) -> None:
         with self._lock:
-            self._dirs.pop(wd, None)
+            watched = self._watched.pop(wd, None)
+            if watched is None or not self._inotify.should_keep_running():
+                return
+            try:
+                self._vanished(watched)
+            except OSError as error:
+                self._failed(error)
 
     def on_queue_overflow(self) -> None:
-        self._lost(None)
+        self._inbox.lost()
+
+    def _tell(self, event: InotifyEvent, watched: _Watched, name: str) -> None:
+        path = os.path.join(watched.path, name)
+        appears = event.is_create or event.is_moved_to
+        touched = {watched.path, watched.real} if appears or event.is_delete or event.is_moved_from else set()
+        if not event.is_directory:
+            touched |= {path, os.path.join(watched.real, name)}
+        elif watched.whole and event.is_moved_from:
+            touched.add(path + os.sep)
+        elif watched.whole and appears and self._scope.enters(watched.path, name):
+            touched.update(self._watch_tree(path))
+        if path in self._scope.links:
+            self._inbox.lost()
+        self._inbox.touched(touched)
+        if appears and event.is_directory:
+            self._seek_missing()
+
+    def _vanished(self, watched: _Watched) -> None:
+        """A directory was removed or renamed: wait for it where it is missed."""
+        if watched.path in self._wanted:
+            self._seek(watched.path)
+        self._seek_missing()
+
+    def _seek_missing(self) -> None:
+        for directory in tuple(self._missing):
+            self._seek(directory)
+
+    def _seek(self, directory: str) -> None:
+        """Watch a wanted directory, or, if it is not there, where its coming will be seen."""
+        if not self._wanted[directory]:
+            there = self._watch(directory, whole=False)
+            found = [file for file in self._scope.files if os.path.dirname(file) == directory] if there else []
+        else:
+            there = os.path.isdir(directory)
+            found = self._watch_tree(directory) if there else [directory + os.sep]
+        if there:
+            if directory in self._missing:
+                self._missing.discard(directory)
+                self._inbox.touched(found)
+            return
+        if directory not in self._missing:
+            self._missing.add(directory)
+            self._inbox.touched(found)
+        above = os.path.dirname(directory)
+        while not self._watch(above, whole=False) and above != os.path.dirname(above):
+            above = os.path.dirname(above)
+        if os.path.isdir(directory):
+            self._seek(directory)
 
     def _watch_tree(self, top: str) -> list[str]:
         """Watch every directory from `top` on; returns the files found, of which no event may have told."""
-        return list(self._scope.files_below(top, lambda directory: self._watch(directory, whole=True)))
 
-    def _watch(self, directory: str, *, whole: bool) -> None:
+        def enter(directory: str) -> None:
+            self._watch(directory, whole=True)
+
+        return list(self._scope.files_below(top, enter))
+
+    def _watch(self, directory: str, *, whole: bool) -> bool:
+        """Returns whether the directory is there."""
         try:
             wd = self._inotify.add_callback(os.fsencode(directory), self._MASK, self, CallbackId(next(self._ids)))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
-                return
+                return False
             raise
+        watched = _Watched(path=directory, real=os.path.realpath(directory), whole=whole)
         with self._lock:
-            self._dirs[wd] = (directory, whole)
+            known = self._watched.get(wd)
+            if whole or known is None or known.real != watched.real:
+                self._watched[wd] = watched
+        return True
 
 
-class _PollingSource(FileSystemEventHandler):
-    """Looks at the whole tree every `POLL_INTERVAL_S`; the arguments are those of `_InotifySource`."""
+class _PollingSource:
+    """Looks at all files every `POLL_INTERVAL_S`, or as often as `_POLLING_SHARE` of a processor allows.
 
-    def __init__(self, scope: _Scope, touched: Callable[[Iterable[str]], None]) -> None:
+    Args:
+        scope: what to watch.
+        inbox: where to tell.
+        matters: which files to look at.
+        quiet_s: it looks again after this time when it found a change, until there are no more.
+    """
+
+    def __init__(self, scope: _Scope, inbox: _Inbox, matters: Callable[[str], bool], quiet_s: float) -> None:
         self._scope = scope
-        self._touched = touched
-        self._observer = PollingObserverVFS(os.stat, self._list, polling_interval=POLL_INTERVAL_S)
-        for root in scope.tops():
-            self._observer.schedule(self, root, recursive=True)
-        for directory in scope.file_dirs():
-            self._observer.schedule(self, directory, recursive=False)
-        self._observer.start()
+        self._inbox = inbox
+        self._matters = matters
+        self._quiet_s = quiet_s
+        self._seen: dict[str, tuple[int, ...]] = {}
+        self._took_s = 0.0
+        self._look()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="polling", daemon=True)
+        self._thread.start()
+
+    def watch(self, scope: _Scope) -> None:
+        """Watch this from now on."""
+        self._scope = scope
 
     def close(self) -> None:
-        self._observer.stop()
-        self._observer.join()
+        self._stop.set()
+        self._thread.join()
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if not event.is_directory:
-            self._touched(os.fsdecode(path) for path in (event.src_path, event.dest_path) if path)
+    def _run(self) -> None:
+        while not self._stop.wait(max(POLL_INTERVAL_S, self._took_s / _POLLING_SHARE)):
+            changed = more = self._look()
+            for _ in range(_POLLING_ROUNDS):
+                if not more or self._stop.wait(self._quiet_s):
+                    break
+                more = self._look()
+                changed |= more
+            held = any(map(_git_writes, self._scope.git_dirs))
+            if changed or not held:
+                self._inbox.lock(held=held)
+            if changed:
+                self._inbox.touched(changed)
 
-    def _list(self, directory: str | None) -> Iterator[os.DirEntry[str]]:
-        return iter(self._scope.entries(directory or "."))
+    def _look(self) -> set[str]:
+        """The files that are not as they were when last looked at."""
+        started = time.perf_counter()
+        seen: dict[str, tuple[int, ...]] = {}
+        for path in filter(self._matters, self._scope.everything()):
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            seen[path] = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        changed = {path for path, _ in seen.items() ^ self._seen.items()}
+        self._seen = seen
+        self._took_s = time.perf_counter() - started
+        return changed
+
+
+def _git_writes(git_dir: str) -> bool:
+    """Whether Git is writing files: its lock is empty, and was not left behind."""
+    try:
+        status = os.stat(os.path.join(git_dir, _GIT_LOCK))
+    except OSError:
+        return False
+    return status.st_size == 0 and time.time() - status.st_mtime < _LOCK_LEFT_S
 
 
 class Watcher:
@@ -256,7 +510,7 @@ class Watcher:
     Args:
         roots: absolute directories.
         excluded: absolute directories below them that are not looked at, such as target directories.
-        files: absolute paths of files elsewhere, and of symbolic links to such files, that are inputs too.
+        files: further inputs; see `include`.
         relevant: whether a file can matter at all; asked for every file of the roots. What a running program logs
             into the tree should not: it would hold edits back until the ceiling.
         times: when a batch is complete.
@@ -275,32 +529,22 @@ class Watcher:
         poll: bool = False,
         notice: Callable[[str], None],
     ) -> None:
-        self._scope = _Scope(
-            roots=tuple(dict.fromkeys(map(str, roots))),
-            excluded=frozenset(map(str, excluded)),
-            files=frozenset(map(str, files)),
-        )
+        self._scope = _Scope(map(str, roots), map(str, excluded), map(str, files))
         self._relevant = relevant
         self._times = times or SettleTimes()
         self._poll = poll
         self._notice = notice
-        self._aliases = self._scope.aliases()
-        self._known: dict[str, bytes] = {}
+        self._known: dict[str, _Content] = {}
         self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._inbox = _Inbox(lambda: self._loop.call_soon_threadsafe(self._wake.set))
         self._state: Settling | None = None
         self._source: _Source | None = None
-        # From here to _inbox_lock: shared with the source's threads.
-        self._inbox: set[str] = set()
-        self._inbox_ms = 0.0
-        self._last_event = 0.0
-        self._incomplete = False
-        self._inbox_lock = threading.Lock()
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         await self._open_source()
-        await asyncio.to_thread(self._look, self._scope.everything())
+        await asyncio.to_thread(self._look, [_EVERYTHING])
         return self
 
     async def __aexit__(
@@ -319,22 +563,32 @@ class Watcher:
     async def rescan(self, files: Iterable[Path] = ()) -> Batch | None:
         """Look now, without waiting for quiet, at these files, or at everything if none is named.
 
+        Only a file that is hollow is given the time to be written.
+
         Returns:
             what changed since the last batch; it is not reported by `batches` again.
         """
-        self._last_event = time.time()
-        paths = frozenset(map(str, files))
-        return await self._batch_of(paths or frozenset(itertools.chain(self._scope.everything(), self._known)))
+        self._inbox.last_event = time.time()
+        paths = frozenset(map(str, files)) or frozenset({_EVERYTHING})
+        return await self._batch_of(paths, patient=True)
 
     async def include(self, files: Iterable[Path]) -> None:
-        """Watch further files outside the roots from now on."""
+        """Watch further inputs from now on; they are no edits by themselves.
+
+        Args:
+            files: absolute paths of files, inside the roots or elsewhere, and of symbolic links to files. A directory
+                stands for the names in it: when one comes or goes, a batch has the directory, and what has that name.
+        """
         new = frozenset(map(str, files)) - self._scope.files
         if new:
-            self._scope = _Scope(roots=self._scope.roots, excluded=self._scope.excluded, files=self._scope.files | new)
-            self._aliases = self._scope.aliases()
+            self._scope = await asyncio.to_thread(self._scope.with_files, self._scope.files | new)
+            if self._source is not None:
+                try:
+                    await asyncio.to_thread(self._source.watch, self._scope)
+                except OSError as error:
+                    self._failed(error)
             async with self._looking:
                 await asyncio.to_thread(self._look, new)
-            self._lost(None)
 
     async def _wait_batch(self) -> Batch | None:
         now_ms = time.monotonic() * 1000
@@ -345,52 +599,74 @@ class Watcher:
         except TimeoutError:
             pass
         self._wake.clear()
-        with self._inbox_lock:
-            inbox, self._inbox = self._inbox, set()
-            incomplete, self._incomplete = self._incomplete, False
-            touched_ms = self._inbox_ms
-        if incomplete:
+        told = self._inbox.fetch()
+        if told.lost:
+            self._scope = await asyncio.to_thread(self._scope.with_files, self._scope.files)
             await self._open_source()
-            return await self.rescan()
-        touched = frozenset(filter(self._matters, (self._aliases.get(path, path) for path in inbox)))
-        if touched:
-            event = Touched(paths=touched, hollow=frozenset(filter(self._is_hollow, touched)))
-            self._state, settled = step(self._state, event, touched_ms, self._times)
+        paths = {name for path in told.paths for name in (path, *self._scope.aliases.get(path, ()))}
+        touched = frozenset(filter(self._matters, paths))
+        was_locked = self._state is not None and self._state.locked
+        if touched or told.locked != was_locked:
+            event = Touched(
+                paths=touched,
+                hollow=frozenset(filter(self._is_hollow, touched)),
+                fresh=frozenset(filter(self._is_fresh, touched)),
+                bulk=bool(touched) and told.bulk,
+                locked=told.locked,
+            )
+            self._state, settled = step(self._state, event, told.last_ms, self._times)
         else:
             self._state, settled = step(self._state, Tick(), time.monotonic() * 1000, self._times)
+        if settled and told.locked:
+            # Git takes too long, or left its lock behind.
+            self._inbox.lock(held=False)
         return await self._batch_of(settled) if settled else None
 
-    async def _batch_of(self, paths: frozenset[str]) -> Batch | None:
+    async def _batch_of(self, paths: frozenset[str], *, patient: bool = False) -> Batch | None:
         async with self._looking:
+            if patient:
+                await asyncio.to_thread(self._await_content, paths)
             changed = await asyncio.to_thread(self._look, paths)
         if not changed:
             return None
         last_write = max(map(_changed_at, changed))
-        if self._last_event - last_write > _LONG_AGO_S:
+        if self._inbox.last_event - last_write > _LONG_AGO_S:
             # Nothing was written: files were removed, or came and went with a directory that was renamed.
-            last_write = self._last_event
+            last_write = self._inbox.last_event
         return Batch(
             files=tuple(sorted(map(Path, changed))),
             last_write=last_write,
             settle_ms=(time.time() - last_write) * 1000,
         )
 
-    def _look(self, paths: Iterable[str]) -> list[str]:
+    def _look(self, paths: Iterable[str]) -> set[str]:
         """Which of these files have another content than when last looked at."""
-        changed = []
+        changed = set()
         for path in self._files_of(paths):
-            content = _content_id(path)
-            if content != self._known.get(path):
-                changed.append(path)
-                if content is None:
-                    del self._known[path]
-                else:
-                    self._known[path] = content
+            content, known = _content_of(path, listed=path in self._scope.files), self._known.get(path)
+            if content == known:
+                continue
+            changed.add(path)
+            changed.update(os.path.join(path, name) for name in _names(content) ^ _names(known))
+            if content is None:
+                del self._known[path]
+            else:
+                self._known[path] = content
         return changed
+
+    def _await_content(self, paths: Iterable[str]) -> None:
+        """Return when none of these files is hollow, after the hollow time at the latest."""
+        until = time.monotonic() + self._times.hollow_ms / 1000
+        hollow = list(filter(self._is_hollow, self._files_of(paths)))
+        while hollow and time.monotonic() < until:
+            time.sleep(_HOLLOW_LOOK_S)
+            hollow = list(filter(self._is_hollow, hollow))
 
     def _files_of(self, paths: Iterable[str]) -> Iterator[str]:
         for path in paths:
-            if path.endswith(os.sep):
+            if path == _EVERYTHING:
+                yield from filter(self._matters, {*self._scope.everything(), *self._known})
+            elif path.endswith(os.sep):
                 yield from [known for known in self._known if known.startswith(path)]
             elif self._matters(path):
                 yield path
@@ -398,16 +674,23 @@ class Watcher:
     def _matters(self, path: str) -> bool:
         if path.endswith(os.sep) or path in self._scope.files:
             return True
-        in_roots = any(path.startswith(root + os.sep) for root in self._scope.roots)
-        return in_roots and not is_editor_temporary(os.path.basename(path)) and self._relevant(path)
+        return (
+            path.startswith(self._scope.prefixes)
+            and not is_editor_temporary(os.path.basename(path))
+            and self._relevant(path)
+        )
 
     def _is_hollow(self, path: str) -> bool:
         if not self._known.get(path):
             return False
         try:
-            return os.stat(path).st_size == 0
+            status = os.stat(path)
         except OSError:
             return True
+        return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+    def _is_fresh(self, path: str) -> bool:
+        return path not in self._known and os.path.isfile(path)
 
     async def _open_source(self) -> None:
         """Begin watching, then end what watched before, so that no change falls between."""
@@ -417,43 +700,51 @@ class Watcher:
 
     def _new_source(self) -> _Source:
         if not self._poll:
+            unannounced = needs_polling(parse_mounts(_read_mountinfo()), map(os.path.realpath, self._scope.roots))
+            if unannounced is not None:
+                mount = unannounced.mount
+                self._fall_back(
+                    f"{unannounced.directory} is on {mount.point}, a file system of type {mount.type}: "
+                    f"the kernel does not tell what {unannounced.by} change there",
+                    "to be told, keep the sources on a local disk",
+                )
+        if not self._poll:
             try:
-                return _InotifySource(self._scope, self._touched, self._lost)
+                return _InotifySource(self._scope, self._inbox, self._failed)
             except OSError as error:
-                self._fall_back(error)
-        return _PollingSource(self._scope, self._touched)
+                self._fall_back_after(error)
+        # What was hollow when looked at is looked at again one interval later.
+        self._times = replace(self._times, hollow_ms=self._times.hollow_ms + POLL_INTERVAL_S * 1000)
+        return _PollingSource(self._scope, self._inbox, self._matters, self._times.quiet_ms / 1000)
 
-    def _fall_back(self, error: OSError) -> None:
+    def _failed(self, error: OSError) -> None:
+        if not self._poll:
+            self._fall_back_after(error)
+        self._inbox.lost()
+
+    def _fall_back_after(self, error: OSError) -> None:
         setting = {errno.ENOSPC: "fs.inotify.max_user_watches", errno.EMFILE: "fs.inotify.max_user_instances"}
         cause = f"the limit {setting[error.errno]} is reached" if error.errno in setting else str(error)
-        self._poll = True
-        self._loop.call_soon_threadsafe(
-            self._notice,
-            f"cannot watch all source directories: {cause}. Looking for changes every "
-            f"{POLL_INTERVAL_S * 1000:g} ms instead; raise the limit with sysctl for faster response.",
+        self._fall_back(
+            f"cannot watch all source directories: {cause}", "raise the limit with sysctl for faster response"
         )
 
-    def _touched(self, paths: Iterable[str]) -> None:
-        with self._inbox_lock:
-            woken = bool(self._inbox)
-            self._inbox.update(paths)
-            self._inbox_ms = time.monotonic() * 1000
-            self._last_event = time.time()
-        if not woken:
-            self._loop.call_soon_threadsafe(self._wake.set)
-
-    def _lost(self, error: OSError | None) -> None:
-        if error is not None and not self._poll:
-            self._fall_back(error)
-        with self._inbox_lock:
-            self._incomplete = True
-        self._loop.call_soon_threadsafe(self._wake.set)
+    def _fall_back(self, cause: str, remedy: str) -> None:
+        self._poll = True
+        text = f"{cause}. Looking for changes every {POLL_INTERVAL_S * 1000:g} ms instead; {remedy}."
+        self._loop.call_soon_threadsafe(self._notice, text)
 
 
-def _content_id(path: str) -> bytes | None:
-    """What tells one content of a file from another; empty for an empty file, None where there is no file."""
+def _content_of(path: str, *, listed: bool) -> _Content | None:
+    """What tells one content of a file from another; empty for an empty file, None where there is no file.
+
+    Args:
+        listed: whether the names in a directory are its content; else a directory counts as no file.
+    """
     try:
         status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode) and listed:
+            return frozenset(name for name in os.listdir(path) if not is_editor_temporary(name))
         if not stat.S_ISREG(status.st_mode):
             return None
         if status.st_size > MAX_HASHED_BYTES:
@@ -463,6 +754,17 @@ def _content_id(path: str) -> bytes | None:
     except OSError:
         return None
     return content and hashlib.sha256(content).digest()
+
+
+def _names(content: _Content | None) -> frozenset[str]:
+    return content if isinstance(content, frozenset) else frozenset()
+
+
+def _read_mountinfo() -> str:
+    try:
+        return _MOUNTINFO.read_text(errors="surrogateescape")
+    except OSError:
+        return ""
 
 
 def _changed_at(path: str) -> float:

@@ -112,6 +112,13 @@ class ThreadLocalReserveShape(Struct, kw_only=True):
     size: Count
 
 
+class LoadedLibraryShape(Struct, kw_only=True):
+    """The library that is patched."""
+
+    path: Name
+    tls_module: Count
+
+
 class HelloMessage(Message):
     """A client's first message."""
 
@@ -130,6 +137,7 @@ class HelloMessage(Message):
     patches: tuple[Hex64, ...]
     kind: core.PatchKind = "image"
     in_place: bool = True
+    library: LoadedLibraryShape | None = None
 
 
 class OnStackShape(Struct, kw_only=True):
@@ -187,11 +195,17 @@ class UndoRequest(ControlRequest):
     count: Annotated[int, Meta(ge=1)] = 1
 
 
+class RestartRequest(ControlRequest):
+    """Build fully and start the program anew; or start it as it was before the last edit, without a build."""
+
+    without_last: bool = False
+
+
 class EventsRequest(ControlRequest):
     """Send every event from now on."""
 
 
-ControlCommand = StatusRequest | ClientsRequest | TriggerRequest | UndoRequest | EventsRequest
+ControlCommand = StatusRequest | ClientsRequest | TriggerRequest | UndoRequest | RestartRequest | EventsRequest
 
 
 class _HelloVersion(Struct, tag_field="type", tag="hello"):

@@ -26,6 +26,10 @@ class Machine:
         absolute: the relocation type of a 64-bit address.
         slot_types: relocation types that reach a symbol by its entry in the GOT → those that reach a slot by its name
             in the same way.
+        tls_index_types: relocation types that reach the module and offset by which the dynamic loader finds a
+            thread-local → those that reach a place with the same content.
+        tls_module_types: likewise, where it is only the module that counts.
+        tls_offset_types: relocation types of an offset in the module's thread-locals → those of an absolute number.
         jump: instructions that jump to where a slot says, before relocation.
         jump_stride: bytes from one such jump to the next; `jump_padding` fills what is left.
         jump_padding: a byte.
@@ -38,6 +42,9 @@ class Machine:
     e_machine: int
     absolute: int
     slot_types: Mapping[int, int]
+    tls_index_types: Mapping[int, int]
+    tls_module_types: Mapping[int, int]
+    tls_offset_types: Mapping[int, int]
     jump: bytes
     jump_stride: int
     jump_padding: bytes
@@ -72,6 +79,9 @@ X86_64 = Machine(
     slot_types=dict.fromkeys(
         (elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX), elf.R_X86_64_PC32
     ),
+    tls_index_types={elf.R_X86_64_TLSGD: elf.R_X86_64_PC32},
+    tls_module_types={elf.R_X86_64_TLSLD: elf.R_X86_64_PC32},
+    tls_offset_types={elf.R_X86_64_DTPOFF32: elf.R_X86_64_32S},
     # jmp *slot(%rip)
     jump=bytes.fromhex("ff2500000000"),
     jump_stride=8,
@@ -89,6 +99,10 @@ AARCH64 = Machine(
         elf.R_AARCH64_ADR_GOT_PAGE: elf.R_AARCH64_ADR_PREL_PG_HI21,
         elf.R_AARCH64_LD64_GOT_LO12_NC: elf.R_AARCH64_LDST64_ABS_LO12_NC,
     },
+    # Its code calls functions that the loader chooses and that keep all registers: only the loader can do that.
+    tls_index_types={},
+    tls_module_types={},
+    tls_offset_types={},
     # adrp x16, slot; ldr x16, [x16, :lo12:slot]; br x16
     jump=bytes.fromhex("10000090 100240f9 00021fd6"),
     jump_stride=16,

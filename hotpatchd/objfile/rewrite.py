@@ -6,6 +6,7 @@ changed in place. So every section keeps its bytes, and debug information stays 
 
 import struct
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from hotpatchd.core.unit import Definition
 from hotpatchd.objfile import elf
@@ -16,6 +17,12 @@ NEW_CODE_SUFFIX = ".hotpatch"
 
 IMPORT_SLOT_PREFIX = "__imp_"
 """Symbol prefix of the 8 bytes that hold an import's address (the name that PE gave this thing)."""
+
+TLS_INDEX_PREFIX = "__tls_index_"
+"""Symbol prefix of the module and offset of a thread-local, as `__tls_get_addr` takes them; alone, of offset 0."""
+
+TLS_OFFSET_PREFIX = "__tls_offset_"
+"""Symbol prefix of the offset alone, as an absolute symbol."""
 
 
 class _SymbolTable:
@@ -67,6 +74,7 @@ def rewrite(
     host_names: frozenset[str],
     replaced: frozenset[str],
     imports: frozenset[str],
+    of_library: frozenset[str] = frozenset(),
 ) -> bytes:
     """The copy of one object that the linker gets.
 
@@ -77,6 +85,8 @@ def rewrite(
         host_names: exports of the object that become undefined, because the program has them.
         replaced: exports whose new code others find in the patch, under a name with `NEW_CODE_SUFFIX`.
         imports: symbols whose GOT references become references to the patch's own import slots.
+        of_library: thread-locals of the program that are reached through the dynamic loader, none of which
+            `find_unreachable` names.
 
     Returns:
         A relocatable object. Its debug information is kept, unless it comes from an archive: then it would be as large
@@ -93,7 +103,7 @@ def rewrite(
         if symbol.name in host_names and symbol.bind != elf.STB_LOCAL:
             table.undefine(index)
     for index in sections:
-        _redirect(unit, index, host_sections, imports, data, table)
+        _redirect(unit, index, host_sections, imports, of_library, data, table)
     for index, section in enumerate(obj.sections):
         # Linkers keep what runs at start-up, and all that it leads to, though nothing refers to it.
         is_unwanted = unit.kind(index) == "init" and index not in sections
@@ -108,6 +118,7 @@ def _redirect(
     section: int,
     host_sections: Mapping[int, Definition],
     imports: frozenset[str],
+    of_library: frozenset[str],
     data: bytearray,
     table: _SymbolTable,
 ) -> None:
@@ -115,10 +126,23 @@ def _redirect(
     rela = obj.rela_section(section)
     if rela is None:
         return
+    machine = unit.machine
     for row, reloc in enumerate(obj.relocs(section)):
         symbol = obj.symbols[reloc.symbol]
         kind, addend = reloc.type, reloc.addend
-        if (
+        local = _thread_local(unit, reloc, host_sections)
+        if local and local.name in of_library:
+            if kind in machine.tls_module_types:
+                index = table.append_undefined(TLS_INDEX_PREFIX, elf.STT_NOTYPE)
+                kind = machine.tls_module_types[kind]
+            elif kind in machine.tls_index_types:
+                index = table.append_undefined(TLS_INDEX_PREFIX + local.name, elf.STT_NOTYPE)
+                kind = machine.tls_index_types[kind]
+            else:
+                index = table.append_undefined(TLS_OFFSET_PREFIX + local.name, elf.STT_NOTYPE)
+                kind = machine.tls_offset_types[kind]
+                addend += local.displacement
+        elif (
             symbol.bind == elf.STB_LOCAL
             and symbol.shndx in host_sections
             and not unit.is_internal(section, symbol.shndx)
@@ -135,6 +159,49 @@ def _redirect(
             continue
         place = rela.offset + row * elf.RELA.size
         elf.RELA.pack_into(data, place, reloc.offset, index << 32 | kind, addend)
+
+
+class _ThreadLocal(NamedTuple):
+    """What a relocation leads to: a thread-local, and how far behind its beginning."""
+
+    name: str
+    displacement: int
+
+
+def _thread_local(unit: CodeUnit, reloc: elf.Reloc, host_sections: Mapping[int, Definition]) -> _ThreadLocal | None:
+    symbol = unit.obj.symbols[reloc.symbol]
+    if symbol.bind != elf.STB_LOCAL:
+        return _ThreadLocal(symbol.name, 0)
+    owner = host_sections.get(symbol.shndx)
+    return _ThreadLocal(owner.name, symbol.value - owner.offset) if owner and owner.kind == "tls" else None
+
+
+def find_unreachable(
+    unit: CodeUnit, sections: frozenset[int], host_sections: Mapping[int, Definition], *, of_library: frozenset[str]
+) -> frozenset[str]:
+    """The thread-locals of a shared library that an object's code reaches in a way that a patch cannot imitate.
+
+    Args:
+        unit: the object.
+        sections: those that the patch takes.
+        host_sections: sections whose state is the library's.
+        of_library: the thread-locals that are reached through the dynamic loader.
+    """
+    machine, found = unit.machine, set()
+    by_module = {*machine.tls_module_types, *machine.tls_offset_types}
+    for section in sections:
+        relocs = [(reloc, _thread_local(unit, reloc, host_sections)) for reloc in unit.obj.relocs(section)]
+        # One call may give the address for several offsets, which must then all be in the library's thread-locals.
+        is_mixed = any(
+            reloc.type in machine.tls_offset_types and not (local and local.name in of_library)
+            for reloc, local in relocs
+        )
+        for reloc, local in relocs:
+            if local is None or local.name not in of_library or (reloc.type in by_module and not is_mixed):
+                continue
+            if reloc.type not in machine.tls_index_types or local.displacement:
+                found.add(local.name)
+    return frozenset(found)
 
 
 def _with_tables(obj: elf.RelocatableObject, data: bytearray, table: _SymbolTable) -> bytes:

@@ -1,9 +1,10 @@
 """The stub: one small object that gives a patch everything that is not code of its own.
 
-It defines the program's symbols as absolute addresses and offsets from the thread pointer, and a slot and a jump for
-each import.
+It defines the program's symbols as absolute addresses and offsets from the thread pointer, a slot and a jump for each
+import, and for the thread-locals of a shared library what the dynamic loader finds them by.
 """
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +12,10 @@ from typing import Literal
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.elf_writer import ObjectWriter
 from hotpatchd.objfile.machines import X86_64, Machine
-from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
+from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX, TLS_INDEX_PREFIX, TLS_OFFSET_PREFIX
 
 _SLOT_SIZE = 8
+_TLS_INDEX = struct.Struct("<QQ")
 _TCB_SIZE = 16
 """Bytes from the thread pointer to the program's thread-locals where those lie above it (variant I on aarch64)."""
 
@@ -43,11 +45,20 @@ class TlsBlock:
         return value - self.size - (-self.addr - self.size) % align
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleThreadLocals:
+    """Thread-locals that are reached through the dynamic loader: its number for the module, and symbol → offset."""
+
+    module: int
+    offsets: Mapping[str, int]
+
+
 def write_stub(
     *,
     absolute: Mapping[str, int],
     thread_locals: Mapping[str, int],
     imports: Iterable[str],
+    of_library: ModuleThreadLocals | None = None,
     machine: Machine = X86_64,
 ) -> bytes:
     """Write the stub of one patch for one client.
@@ -56,6 +67,7 @@ def write_stub(
         absolute: symbol → run-time address.
         thread_locals: symbol → offset from the thread pointer.
         imports: names that the client resolves.
+        of_library: the program's, where it is a shared library.
         machine: what the patch is for.
 
     Returns:
@@ -87,6 +99,13 @@ def write_stub(
         out.define(name, text, place, type=elf.STT_FUNC, size=len(machine.jump))
         for offset, kind, addend in machine.jump_relocs:
             out.relocate(text, place + offset, kind, slot, addend)
+    if of_library is not None:
+        places = {"": 0, **of_library.offsets}
+        content = b"".join(_TLS_INDEX.pack(of_library.module, offset) for offset in places.values())
+        indices = out.section(".rodata.tls_indices", content, flags=elf.SHF_ALLOC)
+        for number, (name, offset) in enumerate(places.items()):
+            out.define(TLS_INDEX_PREFIX + name, indices, _TLS_INDEX.size * number, type=elf.STT_OBJECT)
+            out.define(TLS_OFFSET_PREFIX + name, elf.SHN_ABS, offset)
     for name, addr in absolute.items():
         out.define(name, elf.SHN_ABS, addr)
     for name, offset in thread_locals.items():

@@ -21,10 +21,10 @@ from hotpatchd.core.events import (
     Verdict,
 )
 from hotpatchd.core.inputs import BuildInputs
-from hotpatchd.core.step import (
-    MAX_CARRIED,
+from hotpatchd.core.messages import (
     Answered,
     BaselineReady,
+    CancelRebuild,
     Command,
     Emit,
     Joined,
@@ -37,11 +37,11 @@ from hotpatchd.core.step import (
     Send,
     SendUndo,
     Settled,
-    State,
     StepEvent,
     UndoAsked,
-    step,
 )
+from hotpatchd.core.state import State
+from hotpatchd.core.step import PATIENCE_S, step
 from tests.core.fakes import content, fingerprint, session
 
 INPUTS = BuildInputs(
@@ -59,6 +59,11 @@ def settled(*files: str, at: float = 100.0) -> Settled:
 def rebuilt(*crates: str, failed: tuple[str, ...] = (), inputs: BuildInputs = INPUTS) -> Rebuilt:
     """A thin rebuild ended."""
     return Rebuilt(crates=crates, failed=frozenset(failed), diagnostics=(), compile_ms=300.0, inputs=inputs)
+
+
+def cancelled(*crates: str) -> Rebuilt:
+    """A thin rebuild was told to end, and did."""
+    return replace(rebuilt(*crates, failed=crates), cancelled=True)
 
 
 def patch(client: int, name: str, *, edit: int = 1) -> Prepared:
@@ -134,8 +139,12 @@ def _shown(command: Command) -> str:
             return f"send {command.patch} to {command.client}"
         case SendUndo():
             return f"take {command.client} back to {command.to}"
+        case CancelRebuild():
+            return "cancel"
         case Reply():
             return f"reply {command.request} {command.error}".rstrip()
+        case _:
+            raise AssertionError(command)
 
 
 def play(*rows: tuple[StepEvent, str], start: State | None = None) -> State:
@@ -240,6 +249,7 @@ def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
     ("end", "said"),
     [
         (rebuilt("lib"), "compiled lib; edit 2: lib.rs main.rs; rebuild app lib"),
+        (cancelled("lib"), "edit 2: lib.rs main.rs; rebuild app lib"),
         (
             rebuilt("lib", failed=("lib",)),
             "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
@@ -247,14 +257,14 @@ def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
     ],
 )
 def test_edits_during_a_build_become_one_edit_after_it(end: Rebuilt, said: str) -> None:
-    """They wait, also for a build that fails."""
-    play((settled("main.rs"), ""), (settled("lib.rs"), ""), (end, said), start=BUILDING)
+    """They wait until the build has ended, however it ended."""
+    play((settled("main.rs"), ""), (settled("lib.rs"), "cancel"), (end, said), start=BUILDING)
 
 
 def test_an_edit_whose_source_changed_during_its_build_shares_the_next_verdict() -> None:
     """Which text the compiler read cannot be told, so nothing is sent for it alone."""
     play(
-        (settled("lib.rs"), ""),
+        (settled("lib.rs"), "cancel"),
         (rebuilt("lib"), "compiled lib; edit 2: lib.rs; rebuild lib"),
         (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
         (no_patch(1), "unchanged 1; unchanged 2"),
@@ -272,20 +282,38 @@ def test_an_edit_of_a_crate_that_is_not_being_built_waits() -> None:
     )
 
 
+def test_a_build_is_cancelled_once() -> None:
+    """It takes a moment to end, in which more files may settle."""
+    play(
+        (settled("lib.rs"), "cancel"),
+        (settled("lib.rs"), ""),
+        (cancelled("lib"), "edit 2: lib.rs; rebuild lib"),
+        (settled("lib.rs"), "cancel"),
+        start=BUILDING,
+    )
+
+
+def test_a_build_goes_on_where_the_newer_edit_needs_a_full_build() -> None:
+    """Nothing would be built again in its place."""
+    play((settled("lib.rs", "Cargo.toml"), ""), (rebuilt("lib"), "compiled lib; prepare 1 edit 1"), start=BUILDING)
+
+
 def test_somebody_who_never_stops_saving_sees_something_applied() -> None:
-    """After `MAX_CARRIED` edits the objects are sent all the same."""
-    state = BUILDING
-    for edit in range(2, MAX_CARRIED + 2):
-        said = f"compiled lib; edit {edit}: lib.rs; rebuild lib"
-        state = play((settled("lib.rs"), ""), (rebuilt("lib"), said), start=state)
-    play((settled("lib.rs"), ""), (rebuilt("lib"), f"compiled lib; prepare 1 edit {MAX_CARRIED + 1}"), start=state)
+    """After `PATIENCE_S` a build is not given up for newer files any more, and its objects are sent."""
+    play(
+        (settled("lib.rs", at=100.0 + PATIENCE_S / 2), "cancel"),
+        (cancelled("lib"), "edit 2: lib.rs; rebuild lib"),
+        (settled("lib.rs", at=100.0 + PATIENCE_S), ""),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        start=BUILDING,
+    )
 
 
 def test_an_edit_of_several_batches_counts_from_the_last_write() -> None:
     """The newest write and the longest wait are those of the edit."""
     state = play(
         (settled("main.rs", at=200.0), ""),
-        (Settled(files=("lib.rs",), last_write=150.0, settle_ms=90.0), ""),
+        (Settled(files=("lib.rs",), last_write=150.0, settle_ms=90.0), "cancel"),
         (
             rebuilt("lib", failed=("lib",)),
             "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",

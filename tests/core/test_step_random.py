@@ -14,7 +14,7 @@ from hypothesis.stateful import (
 from hotpatchd.core.client import Applied, Refused
 from hotpatchd.core.events import EditSettled, EditVerdict, Event, PatchSent, Refusal
 from hotpatchd.core.inputs import BuildInputs
-from hotpatchd.core.step import (
+from hotpatchd.core.messages import (
     Answered,
     BaselineReady,
     Command,
@@ -29,11 +29,11 @@ from hotpatchd.core.step import (
     Send,
     SendUndo,
     Settled,
-    State,
     StepEvent,
     UndoAsked,
-    step,
 )
+from hotpatchd.core.state import State
+from hotpatchd.core.step import step
 from tests.core.fakes import content, fingerprint, session
 
 CRATE_OF = {"lib.rs": "lib", "main.rs": "app"}

@@ -33,6 +33,14 @@ def _renamed(capture: Capture, name: str) -> Capture:
     return replace(capture, argv=tuple(name if arg == capture.crate_name else arg for arg in capture.argv))
 
 
+def _of_version(capture: Capture, version: str, file_hash: str) -> Capture:
+    argv = tuple(
+        arg if not arg.startswith("extra-filename") else f"extra-filename=-{file_hash}" for arg in capture.argv
+    )
+    metadata = tuple(arg if not arg.startswith("metadata=") else f"metadata={file_hash}" for arg in argv)
+    return replace(capture, argv=metadata, env=tuple({**dict(capture.env), "CARGO_PKG_VERSION": version}.items()))
+
+
 def _plan(*captures: Capture, recipe: Recipe = "cgu") -> tuple[ThinCrate, ...]:
     return plan_thin_crates(captures, thin_dir="/thin", recipe=recipe)
 
@@ -81,8 +89,32 @@ def test_every_crate_has_directories_of_its_own() -> None:
 def test_a_library_and_a_program_of_the_same_name() -> None:
     """Each gets a name that no other crate has, and the dependency is known by it."""
     lib, tip = _plan(LIB, _renamed(BIN, "greet"))
-    assert (lib.name, tip.name) == (f"greet@{LIB_STEM}-lib-cgu", "greet@greet-8c916869720248dc-bin-cgu")
+    assert (lib.name, tip.name) == ("greet (lib)", "greet (bin)")
     assert tip.dependencies == (lib.name,)
+
+
+def test_two_versions_of_a_library() -> None:
+    """Each is known by its version; by the hash of its files where that is the same."""
+    newer = _of_version(LIB, "0.9.9", "e1e1")
+    assert [crate.name for crate in _plan(LIB, newer, BIN)] == ["greet 0.1.0", "greet 0.9.9", "say_hello"]
+    other = _of_version(LIB, "0.1.0", "e1e1")
+    assert [crate.name for crate in _plan(LIB, other, BIN)] == [f"{LIB_STEM} (lib)", "greet-e1e1 (lib)", "say_hello"]
+
+
+def test_libraries_of_several_programs_are_planned_once() -> None:
+    """The programs' crates follow each other, whatever they share."""
+    demo = _renamed(BIN, "demo")
+    planned = plan_thin_crates([LIB, BIN, LIB, demo], tips=[BIN, demo], thin_dir="/thin")
+    assert [(crate.name, crate.is_tip) for crate in planned] == [("greet", False), ("say_hello", True), ("demo", True)]
+    assert planned[2].dependencies == ("greet",)
+
+
+def test_a_library_that_is_a_program_of_its_own_as_well() -> None:
+    """A shared library that others link as a Rust library: each purpose has its own arguments and directories."""
+    lib, as_tip, tip = plan_thin_crates([LIB, BIN], tips=[LIB, BIN], thin_dir="/thin")
+    assert (lib.name, as_tip.name, tip.dependencies) == ("greet (lib)", "greet (bin)", ("greet (lib)",))
+    assert (lib.is_tip, as_tip.is_tip) == (False, True)
+    assert lib.out_dir != as_tip.out_dir
 
 
 def test_a_test_harness_can_be_the_tip() -> None:

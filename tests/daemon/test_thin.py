@@ -50,9 +50,9 @@ class Workspace:
 
     async def build(self, *crates: str) -> BuildObjects:
         """The objects of a rebuild that must succeed."""
-        result = await self.builder.build(frozenset(crates))
-        assert result.objects is not None, result.diagnostics
-        return result.objects
+        result = await self.builder.build(crates)
+        assert result.program is not None, result.diagnostics
+        return result.program
 
     def write(self, files: Mapping[str, str]) -> None:
         """Edit sources."""
@@ -91,45 +91,44 @@ async def test_the_first_rebuild_compiles_every_crate_in_order(built: tuple[Proj
     """Libraries come before what depends on them, and all objects are there."""
     project, build = built
     project.write(FILES)
-    result = await Workspace(project, build, tmp_path).builder.build(frozenset({"app", "leaf"}))
+    result = await Workspace(project, build, tmp_path).builder.build(["app", "leaf"])
     assert (result.crates, result.failed) == (("leaf", "app"), frozenset())
-    assert result.objects is not None
-    assert {name.partition("/")[0] for name in result.objects.files} == {"leaf", "app"}
+    assert result.program is not None
+    assert {name.partition("/")[0] for name in result.program.files} == {"leaf", "app"}
     assert result.compile_ms > 0
 
 
 async def test_dependents_are_compiled_again_when_the_metadata_of_a_library_changed(workspace: Workspace) -> None:
     """A new public function is visible to them."""
     workspace.write(NEW_FUNCTION)
-    assert (await workspace.builder.build(frozenset({"leaf"}))).crates == ("leaf", "app")
+    assert (await workspace.builder.build(["leaf"])).crates == ("leaf", "app")
 
 
 async def test_dependents_are_left_alone_when_the_metadata_of_a_library_stayed(workspace: Workspace) -> None:
     """A library compiled again with the same metadata concerns nobody else."""
-    assert (await workspace.builder.build(frozenset({"leaf"}))).crates == ("leaf",)
+    assert (await workspace.builder.build(["leaf"])).crates == ("leaf",)
 
 
 async def test_a_dependent_that_failed_is_compiled_again_though_the_library_stays(workspace: Workspace) -> None:
     """After a failure the library's metadata still counts as changed for whoever did not compile against it."""
     workspace.write({"leaf/src/lib.rs": FILES["leaf/src/lib.rs"].replace("answer", "reply")})
-    failed = await workspace.builder.build(frozenset({"leaf"}))
-    assert (failed.crates, failed.objects) == (("leaf", "app"), None)
-    assert {"leaf", "app"} <= failed.failed
+    failed = await workspace.builder.build(["leaf"])
+    assert (failed.crates, failed.failed, failed.program) == (("leaf", "app"), frozenset({"app"}), None)
     workspace.write({"app/src/main.rs": "fn main() { leaf::reply(); }\n"})
-    assert (await workspace.builder.build(failed.failed)).crates == ("leaf", "app")
+    assert (await workspace.builder.build(())).crates == ("app",)
 
 
 async def test_nothing_is_compiled_after_a_crate_that_failed(workspace: Workspace) -> None:
     """Its dependents would only repeat its errors; they are not named as failed."""
     workspace.write({"leaf/src/lib.rs": "pub fn answer() -> u32 { nonsense }\n"})
-    result = await workspace.builder.build(frozenset({"leaf"}))
-    assert (result.crates, result.failed, result.objects) == (("leaf",), frozenset({"leaf"}), None)
+    result = await workspace.builder.build(["leaf"])
+    assert (result.crates, result.failed, result.program) == (("leaf",), frozenset({"leaf"}), None)
 
 
 async def test_diagnostics_are_as_rustc_renders_them(workspace: Workspace) -> None:
     """Errors and warnings with their place in the source, and no JSON."""
     workspace.write({"leaf/src/lib.rs": "pub fn answer() -> u32 {\n    let unused = 1;\n    nonsense\n}\n"})
-    result = await workspace.builder.build(frozenset({"leaf"}))
+    result = await workspace.builder.build(["leaf"])
     text = "\n".join(result.diagnostics)
     assert "error[E0425]: cannot find value `nonsense` in this scope" in text
     assert "leaf/src/lib.rs:3:5" in text
@@ -139,8 +138,8 @@ async def test_diagnostics_are_as_rustc_renders_them(workspace: Workspace) -> No
 async def test_warnings_of_a_rebuild_that_succeeds_are_handed_over(workspace: Workspace) -> None:
     """They are the developer's to see."""
     workspace.write({"leaf/src/deep.rs": "pub fn deepest() -> u32 { let unused = 1; 7 }\n"})
-    result = await workspace.builder.build(frozenset({"leaf"}))
-    assert result.objects is not None
+    result = await workspace.builder.build(["leaf"])
+    assert result.program is not None
     assert any("unused variable: `unused`" in said for said in result.diagnostics)
 
 
@@ -187,7 +186,7 @@ async def test_objects_left_by_an_earlier_daemon_are_not_in_the_way(
     await workspace.build("leaf", "app")
     again = Workspace(project, build, Path(workspace.crates[0].out_dir).parents[1])
     workspace.write({"leaf/src/lib.rs": "nonsense"})
-    assert (await again.builder.build(frozenset({"leaf", "app"}))).objects is None
+    assert (await again.builder.build(["leaf", "app"])).program is None
     workspace.write(FILES)
     await again.build("leaf", "app")
     assert (again.built_objects("leaf"), again.built_objects("app")) == ({"1"}, {"1"})
@@ -233,27 +232,27 @@ async def test_objects_are_told_apart_where_rustc_adds_no_invocation_to_their_na
     out = workspace.crates[-1].out_dir
     copies = "\n".join(f'cp "{some}" "{out}/app-1234.{cgu}.rcgu.o"' for cgu in ("one", "two"))
     builder = replaced(workspace.crates, script(tmp_path / "rustc", copies))
-    result = await builder.build(frozenset({"app"}))
-    assert result.objects is not None
-    assert set(result.objects.files) == {"app/one", "app/two"}
+    result = await builder.build(["app"])
+    assert result.program is not None
+    assert set(result.program.files) == {"app/one", "app/two"}
 
 
 async def test_a_missing_rustc_is_named(workspace: Workspace, tmp_path: Path) -> None:
     """A toolchain that was removed is an error that names the program."""
     with pytest.raises(BuildError, match="gone/rustc"):
-        await replaced(workspace.crates, tmp_path / "gone/rustc").build(frozenset({"app"}))
+        await replaced(workspace.crates, tmp_path / "gone/rustc").build(["app"])
 
 
 async def test_a_rustc_that_is_killed_is_an_error_of_its_own(workspace: Workspace, tmp_path: Path) -> None:
     """The source is not blamed for it."""
     with pytest.raises(BuildError, match="signal 9 while it compiled app"):
-        await replaced(workspace.crates, script(tmp_path / "rustc", "kill -KILL $$")).build(frozenset({"app"}))
+        await replaced(workspace.crates, script(tmp_path / "rustc", "kill -KILL $$")).build(["app"])
 
 
 async def test_lines_that_are_not_json_are_shown_as_they_are(workspace: Workspace, tmp_path: Path) -> None:
     """A compiler that breaks off says why in plain text."""
     said = script(tmp_path / "rustc", "echo 'cannot load the driver' >&2; echo '{}' >&2; exit 1")
-    result = await replaced(workspace.crates, said).build(frozenset({"app"}))
+    result = await replaced(workspace.crates, said).build(["app"])
     assert result.diagnostics == ("cannot load the driver",)
 
 
@@ -261,7 +260,7 @@ async def test_a_cancelled_rebuild_kills_rustc_and_what_it_started(workspace: Wo
     """Nothing of it runs on, and the next rebuild works."""
     pids = tmp_path / "pids"
     slow = script(tmp_path / "rustc", f'sleep 600 & echo $! $$ > "{pids}.new"; mv "{pids}.new" "{pids}"; wait')
-    task = asyncio.create_task(replaced(workspace.crates, slow).build(frozenset({"app"})))
+    task = asyncio.create_task(replaced(workspace.crates, slow).build(["app"]))
     await until(pids.exists)
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -19,12 +19,13 @@ def single(tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindSession]:
-    """Finds or starts the module's session of a program: `shared(name, cargo's selection)`."""
+    """Finds or starts the module's session of a program: `shared(name, cargo's selection, directory)`."""
     sessions: dict[tuple[str, tuple[str, ...]], SharedSession] = {}
 
-    def find(name: str, selection: tuple[str, ...] = ()) -> SharedSession:
+    def find(name: str, selection: tuple[str, ...] = (), directory: str = "") -> SharedSession:
         def start() -> Session:
-            return Session(Project(name, tmp_path_factory.mktemp(name) / name), selection=selection)
+            project = Project(name, tmp_path_factory.mktemp(name) / name)
+            return Session(project, selection=selection, directory=directory)
 
         return sessions.setdefault((name, selection), SharedSession(start))
 
@@ -44,4 +45,11 @@ def session(shared: FindSession) -> Iterator[Session]:
 def stateful(shared: FindSession) -> Iterator[Session]:
     """The program `stateful` under `hotpatchd run`, its sources as in the fixture."""
     with shared("stateful").borrow() as session:
+        yield session
+
+
+@pytest.fixture
+def workspace(shared: FindSession) -> Iterator[Session]:
+    """The program `runner` of the workspace under `hotpatchd run`, its sources as in the fixture."""
+    with shared("workspace", directory="main").borrow() as session:
         yield session

@@ -76,6 +76,7 @@ class Session:
     Args:
         project: the sources.
         command: `run` or `serve`.
+        directory: where in the project `hotpatchd` is called.
         selection: cargo's target selection.
         options: further options of the daemon.
         env: additions to the environment.
@@ -87,12 +88,14 @@ class Session:
         project: Project,
         command: str = "run",
         *,
+        directory: str = "",
         selection: Sequence[str] = (),
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> None:
         self.project = project
+        self.directory = project.root / directory
         self._mark = uuid.uuid4().hex
         self.logs = project.root.with_name(f"logs-{self._mark[:8]}")
         self.logs.mkdir()
@@ -105,14 +108,16 @@ class Session:
     def start_daemon(self, command: str, *arguments: str, prefix: Sequence[str] = ()) -> Program:
         """Starts `run` or `serve` with the session's event file (`build` writes none); it is `daemon` then."""
         events = () if command == "build" else ("--events", str(self._events.path))
-        self.daemon = self.start(command, *arguments, *events, prefix=prefix)
+        quiet = command == "run" and "--background-build" not in arguments
+        background = ("--no-background-build",) if quiet else ()
+        self.daemon = self.start(command, *background, *arguments, *events, prefix=prefix)
         return self.daemon
 
     def start(self, *arguments: str, prefix: Sequence[str] = ()) -> Program:
         """Starts `hotpatchd ARGUMENTS` in the project."""
         program = Program(
             [*prefix, sys.executable, "-m", "hotpatchd", *arguments],
-            cwd=self.project.root,
+            cwd=self.directory,
             log=self.logs / f"{len(self._programs)}-{arguments[0]}",
             env=self.env,
         )
@@ -131,7 +136,7 @@ class Session:
         """Runs a `hotpatchd` command to its end; its exit status is the caller's to check."""
         return subprocess.run(
             [sys.executable, "-m", "hotpatchd", *arguments],
-            cwd=self.project.root,
+            cwd=self.directory,
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -182,6 +187,14 @@ class Session:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return saved
 
+    def save_together(self, contents: Mapping[str, str]) -> tuple[Saved, ...]:
+        """Writes several files at once, as an editor's "save all" does."""
+        mark = len(self.events())
+        saved = [Saved(file=self.project.root / file, mark=mark) for file in contents]
+        for one, content in zip(saved, contents.values(), strict=True):
+            one.file.write_text(content)
+        return tuple(saved)
+
     def save_by_rename(self, file: str, content: str) -> Saved:
         """Writes a temporary file beside it and renames it over the old one, as vim and others do."""
         path = self.project.root / file
@@ -199,7 +212,7 @@ class Session:
         """What became of a save: the verdict of the first edit that settled with this file in it."""
         settled = self.wait_event(
             "edit.settled",
-            lambda event: any(Path(file).name == saved.file.name for file in event["files"]),
+            lambda event: any(Path(file).resolve() == saved.file.resolve() for file in event["files"]),
             after=saved.mark,
         )
         return self.wait_verdict_of(settled["edit"])
@@ -207,6 +220,24 @@ class Session:
     def wait_verdict_of(self, edit: int) -> Verdict:
         """The verdict of an edit known by its number."""
         return Verdict.from_event(self.wait_event("edit.verdict", lambda event: event["edit"] == edit))
+
+    def wait_quiet(self) -> None:
+        """Has the daemon look at every file now, and waits until no edit is without its verdict."""
+        triggered = self.cli_json("trigger")["edit"]
+
+        def is_quiet() -> bool:
+            numbers = {
+                name: {event["edit"] for event in self.events() if event["event"] == name}
+                for name in ("edit.settled", "edit.verdict")
+            }
+            wanted = numbers["edit.settled"] | ({triggered} if triggered else set())
+            return wanted <= numbers["edit.verdict"]
+
+        wait_for("all edits to be judged", is_quiet, within_s=EDIT_WITHIN_S, diagnose=self.diagnosis)
+
+    def verdicts(self, *, after: int) -> list[str]:
+        """The verdicts among the events from number `after` on."""
+        return [event["verdict"] for event in self.events()[after:] if event["event"] == "edit.verdict"]
 
     def apply(self, file: str, old: str, new: str) -> Verdict:
         """Edits and waits; the verdict must be `applied`."""

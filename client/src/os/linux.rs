@@ -1,12 +1,13 @@
 //! The client on Linux.
 
-use crate::announce::announce_slots;
+use crate::announce::{announce, Slots};
 use crate::daemon::Daemon;
 use crate::dl::Handle;
 use crate::dylib::{Dylibs, Jump, Program, Redirect, Rewritten};
 use crate::engine::Engine;
 use crate::hex::{hex, random_hex};
 use crate::host::{Host, Module};
+use crate::hosts::Hosts;
 use crate::island::{islands, ISLAND_LEN};
 use crate::jump::Calls;
 use crate::kind::Kind;
@@ -22,7 +23,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{env, mem, process, ptr, thread};
@@ -58,6 +59,7 @@ pub struct Prepared {
     module: Module,
     instance: String,
     region: Range<u64>,
+    state: Option<PathBuf>,
     locals_offset: i64,
 }
 
@@ -67,10 +69,14 @@ impl Prepared {
         let module = Module::of_executable()?;
         let region = memory::reserve(&module.reached())?;
         let instance = random_hex::<16>().ok()?;
-        if let (Kind::Image, Daemon::State(state)) = (kind, daemon) {
-            announce_slots(region.clone(), state, &instance);
+        let state = match daemon {
+            Daemon::State(state) if kind == Kind::Image => Some(state.clone()),
+            _ => None,
+        };
+        if let Some(state) = &state {
+            announce(vec![Slots::of(region.clone(), state, &instance)]);
         }
-        Some(Prepared { kind, module, instance, region, locals_offset: locals::own_offset() })
+        Some(Prepared { kind, module, instance, region, state, locals_offset: locals::own_offset() })
     }
 
     /// To be called on the client's thread.
@@ -81,7 +87,7 @@ impl Prepared {
         let program = program(&host);
         let engine = |reserve| Engine::new(host, self.instance.clone(), self.region, reserve);
         Ok(match self.kind {
-            Kind::Image => Box::new(engine(reserve)?),
+            Kind::Image => Box::new(Hosts::new(engine(reserve)?, self.state)),
             Kind::Dylib => Box::new(Dylibs::new(program, self.instance.clone(), Islands::new(engine(None)?))),
             Kind::Calls => Box::new(Dylibs::new(program, self.instance, Calls::default())),
         })
@@ -133,14 +139,18 @@ fn separate_descriptors() -> io::Result<()> {
     Ok(())
 }
 
-impl Patcher for Engine {
-    fn describe(&self) -> wire::Program<'_> {
+impl Engine {
+    pub fn describe(&self) -> wire::Program<'_> {
         wire::Program {
             kind: wire::Kind::Image,
             in_place: true,
             instance: &self.instance,
             build_id: &self.host.build_id,
             exe: self.host.exe.to_string_lossy(),
+            library: self.host.library().map(|path| wire::Library {
+                path: path.to_string_lossy(),
+                tls_module: self.host.module.tls_module,
+            }),
             target: arch::TARGET,
             slide: self.host.module.slide,
             region: self.region(),
@@ -148,14 +158,6 @@ impl Patcher for Engine {
             page_size: self.host.page_size,
             patches: self.patches(),
         }
-    }
-
-    fn apply_image(&mut self, patch: &Patch, bytes: &[u8]) -> Result<Applied, Refusal> {
-        self.apply(patch, bytes)
-    }
-
-    fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal> {
-        Engine::undo(self, to)
     }
 }
 

@@ -1,0 +1,155 @@
+"""Decisions about the program as a whole: full builds, restarts, its end.
+
+A restart builds fully while the old program goes on. Only a build that worked replaces it; what settled meanwhile is
+looked at afterwards, against the new program's objects. A restart without the last edit needs no build: a new process
+of the same build is brought to what ran before that edit.
+"""
+
+import signal
+from dataclasses import replace
+
+from hotpatchd.core import events
+from hotpatchd.core.messages import (
+    Adopt,
+    BackgroundDue,
+    BaselineReady,
+    BuildFully,
+    CancelBuild,
+    Emit,
+    End,
+    FullyBuilt,
+    OfferRestart,
+    ProgramEnded,
+    ProgramStarted,
+    Reply,
+    RestartAsked,
+    ScheduleBackground,
+    StartAgain,
+)
+from hotpatchd.core.state import Restart, Result, State, then
+
+
+def restart_asked(state: State, event: RestartAsked) -> Result:
+    """Remember the wish; it comes true as soon as nothing else is in hand."""
+    requests = () if event.request is None else (event.request,)
+    if event.without_last and state.sent is None:
+        error = "no edit was sent to the program since it started, so there is none to leave out"
+        return state, tuple(Reply(request=request, result={}, error=error) for request in requests)
+    waiting = state.wish.requests if state.wish else ()
+    wish = Restart(requests=(*waiting, *requests), without_last=event.without_last)
+    return replace(state, wish=wish), ()
+
+
+def start_restart(state: State) -> Result:
+    """Begin what is wished for."""
+    wish = state.wish
+    assert wish is not None
+    cancelled = cancel_background(replace(state, wish=None))
+    state = cancelled[0]
+    if wish.without_last and state.sent is not None:
+        before = state.sent.before
+        again = replace(state, target=before, previous=before, sent=None, crashed=False)
+        replies = tuple(Reply(request=request, result={"edit": before}) for request in wish.requests)
+        return then(cancelled, (_without_clients(again), (*_lost_clients(state), StartAgain(), *replies)))
+    started = Emit(event=events.BuildStarted(reason="restart"))
+    restarting = replace(state, phase="restarting", restart=replace(wish, without_last=False))
+    return then(cancelled, (restarting, (started, BuildFully(reason="restart"))))
+
+
+def _without_clients(state: State) -> State:
+    """The program is replaced: what still runs of it is not asked any more."""
+    return replace(state, sessions={}, late=frozenset())
+
+
+def _lost_clients(state: State) -> tuple[Emit, ...]:
+    return tuple(
+        Emit(event=events.ClientLost(client=number, pid=session.hello.pid, target=session.hello.target))
+        for number, session in state.sessions.items()
+    )
+
+
+def fully_built(state: State, event: FullyBuilt) -> Result:
+    """A full build ended: the program is replaced, or goes on."""
+    told = Emit(event=events.BuildFinished(reason=event.reason, seconds=event.seconds, problem=event.problem))
+    if event.reason == "background":
+        # What failed to build in the background is tried again after the next edit only.
+        return replace(state, background="none", outdated=False), (told,)
+    if event.problem:
+        requests = state.restart.requests if state.restart else ()
+        replies = tuple(Reply(request=request, result={}, error=event.problem) for request in requests)
+        return replace(state, phase="idle", restart=None), (told, *replies)
+    adopted = replace(
+        _without_clients(state),
+        phase="waiting",
+        pending=(),
+        target=0,
+        previous=0,
+        dirty=frozenset(),
+        sent=None,
+        crashed=False,
+        outdated=False,
+    )
+    return adopted, (told, *_lost_clients(state), Adopt())
+
+
+def baseline_ready(state: State, event: BaselineReady) -> Result:
+    """Edits can be told from now on; whoever waited for a restart has it."""
+    requests = state.restart.requests if state.restart else ()
+    replies = tuple(Reply(request=request, result={"edit": state.edit}) for request in requests)
+    return replace(state, phase="idle", inputs=event.inputs, restart=None), replies
+
+
+def program_started(state: State, event: ProgramStarted) -> Result:
+    """The program runs."""
+    started = replace(state, program=event.pid, crashed=False)
+    return started, (Emit(event=events.ProgramStarted(pid=event.pid)),)
+
+
+def program_ended(state: State, event: ProgramEnded) -> Result:
+    """The program ended by itself: so does the daemon, unless it crashed and somebody can have it started again."""
+    if event.pid != state.program:
+        return state, ()
+    sent = state.sent
+    crashed = event.status < 0
+    told = Emit(
+        event=events.ProgramEnded(
+            pid=event.pid,
+            status=event.status,
+            signal=signal.Signals(-event.status).name if crashed else None,
+            edit=sent.edit if sent else None,
+            functions=sent.functions if sent else (),
+        )
+    )
+    state = replace(state, program=0, crashed=crashed)
+    is_replaced = state.wish is not None or state.restart is not None
+    if is_replaced:
+        return state, (told,)
+    if crashed and state.policy.auto_restart and sent:
+        return replace(state, wish=Restart(without_last=True)), (told,)
+    if crashed and state.policy.stays:
+        return state, (told, OfferRestart(without_last=sent is not None))
+    return state, (told, End(status=128 - event.status if crashed else event.status))
+
+
+def schedule_background(state: State) -> Result | None:
+    """Have the program's file brought up to date if nothing happens for a while; None where that is not due."""
+    if state.policy.background and state.outdated and state.background == "none" and not state.dirty:
+        return replace(state, background="scheduled"), (ScheduleBackground(edit=state.edit),)
+    return None
+
+
+def background_due(state: State, event: BackgroundDue) -> Result:
+    """Nothing happened for a while."""
+    if state.background != "scheduled":
+        return state, ()
+    if state.phase != "idle" or state.edit != event.edit or not state.outdated:
+        return replace(state, background="none"), ()
+    started = Emit(event=events.BuildStarted(reason="background"))
+    return replace(state, background="running"), (started, BuildFully(reason="background"))
+
+
+def cancel_background(state: State) -> Result:
+    """Something else is to be done: the build in the background gives way, and is tried again later."""
+    if state.background != "running":
+        return state, ()
+    return replace(state, background="none"), (CancelBuild(),)

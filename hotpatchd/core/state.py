@@ -1,0 +1,136 @@
+"""The daemon's whole state, as `hotpatchd.core.step` keeps it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hotpatchd.core.events import Functions, Note, Refusal
+from hotpatchd.core.inputs import BuildInputs
+from hotpatchd.core.messages import Command, Prepared, Settled
+from hotpatchd.core.session import Session
+
+Phase = Literal["waiting", "idle", "building", "applying", "undoing", "restarting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the developer chose.
+
+    Args:
+        auto_restart: start the program anew where an edit needs it, and after a crash.
+        stays: go on after a crash of the program, since somebody can have it started again.
+        background: bring the program's file up to date while nothing happens.
+    """
+
+    auto_restart: bool = False
+    stays: bool = False
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What is known so far of the edit in hand. `edit` 0 stands for "no edit": a client catches up."""
+
+    edit: int
+    last_write: float = 0.0
+    compile_ms: float | None = None
+    settle_ms: float | None = None
+    select_ms: float = 0.0
+    link_ms: float = 0.0
+    send_ms: float = 0.0
+    apply_ms: float = 0.0
+    total_ms: float = 0.0
+    applied: int = 0
+    failed: bool = False
+    functions: Functions = Functions()
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentEdit:
+    """The newest edit that was sent to any program.
+
+    Args:
+        edit: its number.
+        before: the edit whose objects were the newest before it.
+        functions: what its patch replaced.
+    """
+
+    edit: int
+    before: int
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restart:
+    """A restart that is wanted, or in hand: who waits for it, and whether the last edit is left out."""
+
+    requests: tuple[int, ...] = ()
+    without_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The daemon's whole state.
+
+    Args:
+        policy: what the developer chose.
+        phase: see the picture in `hotpatchd.core.step`.
+        edit: number of the newest edit.
+        inputs: what the program is made from.
+        sessions: clients, by number.
+        late: clients to be looked at once the phase is idle.
+        pending: batches that settled while the daemon was busy.
+        dirty: crates whose source is newer than their objects (they did not compile).
+        building: the crates that a thin rebuild was asked for.
+        cancelling: whether that was told to end.
+        target: the edit whose objects programs are to run; 0 stands for the program's own code.
+        previous: `target` before the newest build.
+        sent: the newest edit that was sent to any program since the program started.
+        awaited: clients whose preparation or answer is outstanding, with what was prepared.
+        outcome: of the edit in hand.
+        carried: edits that share the verdict of the one in hand.
+        carried_since: when the first of these was written, in Unix seconds.
+        undo: request number of the undo in hand, and the patches it takes back per client.
+        program: the process that the daemon started; 0 where it started none, or that ended.
+        crashed: whether it ended by a signal and was not started again.
+        wish: a restart that comes as soon as nothing else is in hand.
+        restart: the restart in hand.
+        background: what becomes of the program's file, which is older than its source: nothing yet, a build is due when
+            nothing happens for a while, or it runs.
+        outdated: whether edits were applied that the program's file does not have.
+    """
+
+    policy: Policy = Policy()
+    phase: Phase = "waiting"
+    edit: int = 0
+    inputs: BuildInputs = BuildInputs(crates_of={}, full_build={})
+    sessions: Mapping[int, Session] = field(default_factory=dict)
+    late: frozenset[int] = frozenset()
+    pending: tuple[Settled, ...] = ()
+    dirty: frozenset[str] = frozenset()
+    building: frozenset[str] = frozenset()
+    cancelling: bool = False
+    target: int = 0
+    previous: int = 0
+    sent: SentEdit | None = None
+    awaited: Mapping[int, Prepared | None] = field(default_factory=dict)
+    outcome: Outcome = Outcome(edit=0)
+    carried: tuple[int, ...] = ()
+    carried_since: float = 0.0
+    undo: tuple[int, Mapping[int, str | None]] = (0, {})
+    program: int = 0
+    crashed: bool = False
+    wish: Restart | None = None
+    restart: Restart | None = None
+    background: Literal["none", "scheduled", "running"] = "none"
+    outdated: bool = False
+
+
+Result = tuple[State, tuple[Command, ...]]
+
+
+def then(first: Result, after: Result) -> Result:
+    """One result after another: the later state, and the commands of both."""
+    return after[0], (*first[1], *after[1])

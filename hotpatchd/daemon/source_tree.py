@@ -1,0 +1,94 @@
+"""Stamps of a source tree: what git has checked out, and what its files look like. Git itself is not needed.
+
+Source: git's documentation, gitrepository-layout(5), gitglossary(7) and gitformat-packed-refs.
+"""
+
+import os
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+from hotpatchd.core.freshness import Head, StampFailed, TreeStamp
+
+_MOST_SYMBOLIC = 5
+"""As many references that name a reference does git follow."""
+
+
+class _Unreadable(Exception):
+    """Something of git's is not as expected; the text says what."""
+
+
+def take_stamp(root: Path, files: Iterable[str | Path]) -> TreeStamp | StampFailed:
+    """Look at a source tree.
+
+    Args:
+        root: of the tree; the repository is this directory's, or that of the nearest one above it.
+        files: what is built from.
+
+    Returns:
+        the stamp, or why it cannot be taken.
+    """
+    try:
+        return TreeStamp(head=_head(root), files={str(file): _look(file) for file in files})
+    except _Unreadable as error:
+        return StampFailed(reason=str(error))
+    except OSError as error:
+        return StampFailed(reason=f"{error.filename}: {error.strerror}")
+    except UnicodeDecodeError as error:
+        return StampFailed(reason=f"a file of git's is not text: {error.reason}")
+
+
+def _look(file: str | Path) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _head(root: Path) -> Head | None:
+    git_dir = _git_dir(root)
+    if git_dir is None:
+        return None
+    common = git_dir / "commondir"
+    common_dir = git_dir / common.read_text().strip() if common.exists() else git_dir
+    if (common_dir / "reftable").exists():
+        raise _Unreadable(f"{common_dir} keeps its references in a reftable, which cannot be read here")
+    content, ref = (git_dir / "HEAD").read_text().strip(), None
+    for _ in range(_MOST_SYMBOLIC):
+        if not content.startswith("ref: "):
+            break
+        ref = content.removeprefix("ref: ").strip()
+        content = _find_ref(git_dir, common_dir, ref)
+    # The ids of SHA-1 and SHA-256 repositories.
+    if content and (len(content) not in {40, 64} or not set(content) <= set(string.hexdigits)):
+        raise _Unreadable(f"{git_dir / 'HEAD'} leads to {content!r}, which is no commit")
+    return Head(ref=ref, commit=content or None)
+
+
+def _git_dir(root: Path) -> Path | None:
+    absolute = Path(os.path.realpath(root))
+    for directory in (absolute, *absolute.parents):
+        found = directory / ".git"
+        if found.is_dir():
+            return found
+        if found.exists():  # A worktree or a submodule.
+            text = found.read_text()
+            if not text.startswith("gitdir: "):
+                raise _Unreadable(f"{found} names no repository")
+            return directory / text.removeprefix("gitdir: ").strip()
+    return None
+
+
+def _find_ref(git_dir: Path, common_dir: Path, ref: str) -> str:
+    """What a reference refers to; empty where there is no such reference yet."""
+    for directory in (git_dir, common_dir):
+        try:
+            return (directory / ref).read_text().strip()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            continue
+    try:
+        packed = (common_dir / "packed-refs").read_text()
+    except FileNotFoundError:
+        return ""
+    return next((line.split()[0] for line in packed.splitlines() if line.endswith(f" {ref}")), "")
