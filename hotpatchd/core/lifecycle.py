@@ -30,11 +30,13 @@ from hotpatchd.core.state import Restart, Result, State, then
 
 
 def restart_asked(state: State, event: RestartAsked) -> Result:
-    """Remember the wish; it comes true as soon as nothing else is in hand."""
+    """Remember the wish; it comes true as soon as nothing else is in hand. A restart that is in hand serves all."""
     requests = () if event.request is None else (event.request,)
     if event.without_last and state.sent is None:
         error = "no edit was sent to the program since it started, so there is none to leave out"
         return state, tuple(Reply(request=request, result={}, error=error) for request in requests)
+    if state.restart and not event.without_last:
+        return replace(state, restart=replace(state.restart, requests=(*state.restart.requests, *requests))), ()
     waiting = state.wish.requests if state.wish else ()
     wish = Restart(requests=(*waiting, *requests), without_last=event.without_last)
     return replace(state, wish=wish), ()
