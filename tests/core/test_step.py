@@ -4,182 +4,45 @@ from dataclasses import replace
 
 import pytest
 
-from hotpatchd.core.client import Applied, OnStack, Refused
+from hotpatchd.core.client import OnStack
 from hotpatchd.core.events import (
-    ClientConnected,
-    ClientLost,
-    EditSettled,
-    EditVerdict,
-    Event,
     Functions,
     Note,
-    PatchSent,
-    RebuildFailed,
-    RebuildFinished,
     Refusal,
     Timings,
-    Verdict,
 )
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.messages import (
-    Answered,
-    BaselineReady,
-    CancelRebuild,
-    Command,
-    Emit,
-    Joined,
     Left,
-    Prepare,
     Prepared,
-    Rebuild,
     Rebuilt,
     Reply,
-    Send,
-    SendUndo,
     Settled,
-    StepEvent,
-    UndoAsked,
 )
 from hotpatchd.core.state import State
 from hotpatchd.core.step import PATIENCE_S, step
-from tests.core.fakes import content, fingerprint, session
-
-INPUTS = BuildInputs(
-    crates_of={"lib.rs": ("lib",), "main.rs": ("app",)},
-    full_build={"Cargo.toml": "manifest"},
-    source_dirs={"lib": "/lib"},
+from tests.core.fakes import content, fingerprint
+from tests.core.transcripts import (
+    APPLIED,
+    BUILDING,
+    INPUTS,
+    ONE_CLIENT,
+    PREPARING,
+    PREPARING_TWO,
+    READY,
+    SENT,
+    applied,
+    cancelled,
+    joined,
+    no_patch,
+    patch,
+    play,
+    rebuilt,
+    refused,
+    settled,
+    undo,
+    verdict_of,
 )
-
-
-def settled(*files: str, at: float = 100.0) -> Settled:
-    """These files changed."""
-    return Settled(files=files, last_write=at, settle_ms=20.0)
-
-
-def rebuilt(*crates: str, failed: tuple[str, ...] = (), inputs: BuildInputs = INPUTS) -> Rebuilt:
-    """A thin rebuild ended."""
-    return Rebuilt(crates=crates, failed=frozenset(failed), diagnostics=(), compile_ms=300.0, inputs=inputs)
-
-
-def cancelled(*crates: str) -> Rebuilt:
-    """A thin rebuild was told to end, and did."""
-    return replace(rebuilt(*crates, failed=crates), cancelled=True)
-
-
-def patch(client: int, name: str, *, edit: int = 1) -> Prepared:
-    """There is something to send to this client."""
-    functions = Functions(patched=(f"f{edit}",))
-    found = content(name, {f"f{edit}": fingerprint(name)}, edit=edit)
-    return Prepared(client=client, content=found, bytes=9, functions=functions, select_ms=5.0, link_ms=80.0)
-
-
-def no_patch(client: int, *reasons: str, failed: bool = False) -> Prepared:
-    """There is nothing to send to this client, for these reasons or for none."""
-    return Prepared(
-        client=client,
-        refusals=tuple(Refusal(symbol="f", reason=r, detail="") for r in reasons),
-        failed=failed,
-    )
-
-
-def applied(client: int, *, on_stack: tuple[OnStack, ...] = ()) -> Answered:
-    """A client did what it was told, half a second after the file was written."""
-    answer = Applied(next=0x20000, threads=1, timings_us={"total": 2000.0}, on_stack=on_stack)
-    return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
-
-
-def refused(client: int, reason: str = "park") -> Answered:
-    """A client turned down what it was told."""
-    answer = Refused(reason=reason, detail=f"{reason} it is", symbol=None)  # type: ignore[arg-type]
-    return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
-
-
-def joined(client: int) -> Joined:
-    """A new client."""
-    return Joined(session=session(client))
-
-
-def undo(count: int = 1, request: int = 1) -> UndoAsked:
-    """Somebody wants patches taken back."""
-    return UndoAsked(count=count, request=request)
-
-
-READY = BaselineReady(inputs=INPUTS)
-
-
-def _shown_event(event: Event) -> str:
-    match event:
-        case EditSettled():
-            return f"edit {event.edit}: {' '.join(event.files)}"
-        case RebuildFinished():
-            return f"compiled {' '.join(event.crates)}"
-        case RebuildFailed():
-            return f"not compiled {' '.join(event.crates)}"
-        case PatchSent():
-            return f"sent edit {event.edit} to {event.client}"
-        case ClientConnected():
-            return f"connected {event.client}"
-        case ClientLost():
-            return f"lost {event.client}"
-        case EditVerdict():
-            return " ".join([event.verdict.verdict, str(event.edit), *(r.reason for r in event.verdict.refusals)])
-        case _:
-            raise AssertionError(event)
-
-
-def _shown(command: Command) -> str:
-    match command:
-        case Emit():
-            return _shown_event(command.event)
-        case Rebuild():
-            return f"rebuild {' '.join(sorted(command.crates))}"
-        case Prepare():
-            return f"prepare {command.session.client} edit {command.edit}"
-        case Send():
-            return f"send {command.patch} to {command.client}"
-        case SendUndo():
-            return f"take {command.client} back to {command.to}"
-        case CancelRebuild():
-            return "cancel"
-        case Reply():
-            return f"reply {command.request} {command.error}".rstrip()
-        case _:
-            raise AssertionError(command)
-
-
-def play(*rows: tuple[StepEvent, str], start: State | None = None) -> State:
-    """Feed events and compare the commands with a transcript; returns the state in the end."""
-    state = start or State()
-    for number, (event, expected) in enumerate(rows):
-        state, commands = step(state, event)
-        assert "; ".join(map(_shown, commands)) == expected, f"row {number}: {event}"
-    return state
-
-
-def verdict_of(state: State, *events: StepEvent) -> Verdict:
-    """Feed events and return the verdict of the last one."""
-    for event in events:
-        state, commands = step(state, event)
-    last = [
-        command.event.verdict
-        for command in commands
-        if isinstance(command, Emit) and isinstance(command.event, EditVerdict)
-    ]
-    assert len(last) == 1
-    return last[0]
-
-
-ONE_CLIENT = play((READY, ""), (joined(1), "connected 1"))
-TWO_CLIENTS = play((joined(2), "connected 2"), start=ONE_CLIENT)
-BUILDING = play((settled("lib.rs"), "edit 1: lib.rs; rebuild lib"), start=ONE_CLIENT)
-PREPARING = play((rebuilt("lib"), "compiled lib; prepare 1 edit 1"), start=BUILDING)
-PREPARING_TWO = play(
-    (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"),
-    (rebuilt("lib"), "compiled lib; prepare 1 edit 1; prepare 2 edit 1"),
-    start=TWO_CLIENTS,
-)
-SENT = play((patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"), start=PREPARING)
-APPLIED = play((applied(1), "applied 1"), start=SENT)
 
 
 def test_an_edit_is_built_sent_and_applied() -> None:

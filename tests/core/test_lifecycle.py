@@ -1,0 +1,247 @@
+"""Transcripts of decisions about the program as a whole: full builds, restarts, crashes."""
+
+from dataclasses import replace
+
+import pytest
+
+from hotpatchd.core import messages
+from hotpatchd.core.events import BuildReason
+from hotpatchd.core.messages import BackgroundDue, FullyBuilt, RestartAsked
+from hotpatchd.core.state import Policy, State
+from tests.core.transcripts import (
+    ONE_CLIENT,
+    READY,
+    applied,
+    cancelled,
+    joined,
+    patch,
+    play,
+    rebuilt,
+    settled,
+)
+
+ABORTED, FAULTED = -6, -11
+NOTHING_SENT = "no edit was sent to the program since it started, so there is none to leave out"
+
+
+def asked(request: int | None = 1, *, without_last: bool = False) -> RestartAsked:
+    """Somebody wants the program started anew."""
+    return RestartAsked(request=request, without_last=without_last)
+
+
+def built(reason: BuildReason = "restart", problem: str = "") -> FullyBuilt:
+    """Cargo is done."""
+    return FullyBuilt(reason=reason, seconds=9.0, problem=problem)
+
+
+def started(pid: int) -> messages.ProgramStarted:
+    """The daemon started the program."""
+    return messages.ProgramStarted(pid=pid)
+
+
+def ended(pid: int, status: int) -> messages.ProgramEnded:
+    """The program ended by itself."""
+    return messages.ProgramEnded(pid=pid, status=status)
+
+
+def running(policy: Policy) -> State:
+    """A program that runs and has one edit applied."""
+    return play(
+        (started(7), "program 7 runs"),
+        (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 1"),
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (applied(1), "applied 1" + ("; look later whether edit 1 is the newest" if policy.background else "")),
+        start=replace(ONE_CLIENT, policy=policy),
+    )
+
+
+PLAIN = running(Policy())
+STAYS = running(Policy(stays=True))
+AUTO = running(Policy(stays=True, auto_restart=True))
+BACKGROUND = running(Policy(background=True))
+RESTARTING = play((asked(), "building for restart; build for restart"), start=PLAIN)
+
+
+def test_the_first_build_is_adopted() -> None:
+    """Edits can be told once its objects are there."""
+    play((built("start"), "built for start; adopt"), (joined(1), "connected 1"), (READY, ""))
+
+
+def test_a_restart_replaces_the_program_once_it_is_built() -> None:
+    """Who asked is answered when edits can be told again; what the old program ran is forgotten."""
+    state = play(
+        (built(), "built for restart; lost 1; adopt"),
+        (started(8), "program 8 runs"),
+        (joined(2), "connected 2"),
+        (READY, "reply 1; prepare 2 edit 1"),
+        start=RESTARTING,
+    )
+    assert (state.target, state.sent, state.dirty) == (0, None, frozenset())
+
+
+def test_a_restart_that_does_not_build_changes_nothing() -> None:
+    """Edits that settled meanwhile are built as ever."""
+    play(
+        (settled("main.rs"), ""),
+        (built(problem="no"), "built for restart: no; reply 1 no; edit 2: main.rs; rebuild app"),
+        start=RESTARTING,
+    )
+
+
+def test_what_settled_before_the_build_ended_is_part_of_it() -> None:
+    """It is no edit of the new program."""
+    play((settled("main.rs"), ""), (built(), "built for restart; lost 1; adopt"), (READY, "reply 1"), start=RESTARTING)
+
+
+def test_what_settles_before_the_objects_are_there_is_the_next_edit() -> None:
+    """The build did not read it."""
+    play(
+        (built(), "built for restart; lost 1; adopt"),
+        (settled("main.rs"), ""),
+        (READY, "reply 1; edit 2: main.rs; rebuild app"),
+        start=RESTARTING,
+    )
+
+
+def test_one_restart_serves_all_who_ask_while_it_goes_on() -> None:
+    """The build takes in what changed until it ends."""
+    play(
+        (asked(2), ""),
+        (asked(None), ""),
+        (built(), "built for restart; lost 1; adopt"),
+        (asked(3), ""),
+        (READY, "reply 1; reply 2; reply 3"),
+        start=RESTARTING,
+    )
+
+
+def test_a_restart_waits_for_the_edit_in_hand() -> None:
+    """And comes before the next one, which it makes needless."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (asked(), ""),
+        (settled("main.rs"), ""),
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 2; building for restart; build for restart"),
+        start=PLAIN,
+    )
+
+
+def test_without_the_last_edit_nothing_is_built() -> None:
+    """The new process is brought to what ran before; there is nothing more to leave out then."""
+    play(
+        (asked(without_last=True), "lost 1; start again; reply 1"),
+        (started(8), "program 8 runs"),
+        (joined(2), "connected 2; prepare 2 edit 1"),
+        (
+            asked(2, without_last=True),
+            "reply 2 no edit was sent to the program since it started, so there is none to leave out",
+        ),
+        start=PLAIN,
+    )
+
+
+def test_the_client_of_a_process_without_the_last_edit_gets_the_objects_before_it() -> None:
+    """And those of the next edit afterwards."""
+    state = play((asked(without_last=True), "lost 1; start again; reply 1"), start=PLAIN)
+    assert state.target == 0
+    state = play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; refused 2 no_client"),
+        start=state,
+    )
+    assert (state.previous, state.target) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "said"),
+    [
+        (PLAIN, 0, "program 7 ended by 0, after edit 1: f1; end 0"),
+        (PLAIN, 3, "program 7 ended by 3, after edit 1: f1; end 3"),
+        (PLAIN, ABORTED, "program 7 ended by SIGABRT, after edit 1: f1; end 134"),
+        (STAYS, 3, "program 7 ended by 3, after edit 1: f1; end 3"),
+        (STAYS, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; offer restart without the last"),
+        (AUTO, 0, "program 7 ended by 0, after edit 1: f1; end 0"),
+        (AUTO, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; lost 1; start again"),
+        (replace(AUTO, sent=None), FAULTED, "program 7 ended by SIGSEGV; offer restart"),
+    ],
+)
+def test_the_end_of_the_program(state: State, status: int, said: str) -> None:
+    """It is the daemon's, unless it is a crash after which somebody can go on."""
+    play((ended(7, status), said), start=state)
+
+
+def test_the_end_of_a_program_that_was_replaced_is_of_no_account() -> None:
+    """Another one runs by then."""
+    play((started(8), "program 8 runs"), (ended(7, FAULTED), ""), start=STAYS)
+
+
+def test_a_program_that_ends_during_a_restart_is_started_all_the_same() -> None:
+    """Whoever asked for it wants it to run."""
+    play(
+        (ended(7, 0), "program 7 ended by 0, after edit 1: f1"),
+        (built(), "built for restart; lost 1; adopt"),
+        start=RESTARTING,
+    )
+
+
+def test_an_edit_after_a_crash_starts_the_program_where_that_is_wanted() -> None:
+    """There is no process that could be patched."""
+    play(
+        (messages.Left(client=1), "lost 1"),
+        (ended(7, FAULTED), "program 7 ended by SIGSEGV; offer restart"),
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; restart 2 program_ended; building for restart; build for restart"),
+        start=replace(AUTO, sent=None),
+    )
+
+
+def test_an_edit_that_needs_a_full_build_restarts_where_that_is_wanted() -> None:
+    """The verdict is told first."""
+    play(
+        (settled("Cargo.toml"), "edit 2: Cargo.toml; restart 2 full_build; building for restart; build for restart"),
+        start=AUTO,
+    )
+
+
+def test_the_programs_file_is_built_when_nothing_happened_for_a_while() -> None:
+    """Once: then it is up to date."""
+    play(
+        (BackgroundDue(edit=1), "building for background; build for background"),
+        (built("background"), "built for background"),
+        (BackgroundDue(edit=1), ""),
+        start=BACKGROUND,
+    )
+
+
+def test_the_pause_begins_anew_with_each_edit() -> None:
+    """What is being edited is not built yet."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (BackgroundDue(edit=1), ""),
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 2"),
+        start=BACKGROUND,
+    )
+
+
+def test_an_edit_ends_a_build_in_the_background() -> None:
+    """The processors are needed; the build is tried again after it."""
+    play(
+        (BackgroundDue(edit=1), "building for background; build for background"),
+        (settled("lib.rs"), "cancel full build; edit 2: lib.rs; rebuild lib"),
+        (settled("lib.rs"), "cancel"),
+        (cancelled("lib"), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 3"),
+        (patch(1, "p3", edit=3), "send p3 to 1; sent edit 3 to 1"),
+        (applied(1), "applied 2; applied 3; look later whether edit 3 is the newest"),
+        start=BACKGROUND,
+    )
+
+
+def test_a_restart_ends_a_build_in_the_background() -> None:
+    """It is the same build, for somebody who waits."""
+    play(
+        (BackgroundDue(edit=1), "building for background; build for background"),
+        (asked(), "cancel full build; building for restart; build for restart"),
+        start=BACKGROUND,
+    )
