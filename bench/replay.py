@@ -38,7 +38,7 @@ class Replay:
         for word in self.argv:
             if f"={output}" in word or word.startswith(str(output)):
                 path = Path(word.rpartition("=")[2])
-                (path.parent if path.suffix == ".o" else path).mkdir(parents=True, exist_ok=True)
+                (path.parent if path.suffix in (".o", ".rmeta") else path).mkdir(parents=True, exist_ok=True)
 
     def time_ms(self) -> float:
         """How long the compiler takes, its output directory free of earlier objects."""

@@ -59,8 +59,8 @@ _selection_options = _stacked(
     click.option("--manifest-path", metavar="PATH", help="Path to Cargo.toml."),
     click.option("-p", "--package", metavar="SPEC", help="Package to build."),
     click.option("--lib", is_flag=True, help="Build the package's shared library, for programs that load it."),
-    click.option("--bin", metavar="NAME", help="Build this binary."),
-    click.option("--example", metavar="NAME", help="Build this example."),
+    click.option("--bin", multiple=True, metavar="NAME", help="Build this binary; `serve` takes several."),
+    click.option("--example", multiple=True, metavar="NAME", help="Build this example; `serve` takes several."),
     click.option("--test", metavar="NAME", expose_value=False, callback=_refuse_harness, help="Refused: tests end."),
     click.option("--bench", metavar="NAME", expose_value=False, callback=_refuse_harness, help="Refused as well."),
     click.option("-r", "--release", is_flag=True, help="Build optimised artifacts, with the release profile."),
@@ -192,6 +192,16 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def run(args: tuple[str, ...], **given: Any) -> None:
     """Build the program, start it, and patch it whenever its source changes. ARGS go to the program."""
+    if given["lib"]:
+        raise UsageError(
+            "a library does not run by itself",
+            hint="`hotpatchd serve --lib`, and in another terminal `hotpatchd exec -- PROGRAM` for what loads it",
+        )
+    if len(given["bin"]) + len(given["example"]) > 1:
+        raise UsageError(
+            "one program is run at a time",
+            hint="`hotpatchd serve` with all of them, and `hotpatchd exec -- PROGRAM` for each",
+        )
     _run_daemon(given, args)
 
 

@@ -198,3 +198,19 @@ def test_a_directory_without_a_manifest_is_an_error(
     assert ended.status == 1
     assert "Cargo.toml" in ended.stderr
     assert "error: " in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (("run", "--lib"), "a library does not run by itself", "hotpatchd serve --lib"),
+        (("serve", "--test", "t"), "--test t: a test harness ends before", "--example"),
+        (("build", "--bench", "b"), "--bench b: a test harness ends before", "--example"),
+    ],
+)
+def test_what_cannot_be_patched_is_refused(arguments: tuple[str, ...], message: str, hint: str, run: Runner) -> None:
+    """A target that never runs, or ends at once, is a usage error that says what to do instead."""
+    ended = run(*arguments)
+    assert ended.status == 2
+    assert message in ended.stderr
+    assert hint in ended.stderr

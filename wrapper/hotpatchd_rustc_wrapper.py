@@ -52,6 +52,7 @@ def main() -> "NoReturn":
     compilation = prepare(rustc, given)
     if compilation is None:
         become(command)
+    compilation.start_trace()
     status = run_compiler(command + compilation.added_args)
     try:
         compilation.record(status)
@@ -208,6 +209,19 @@ class Compilation:
     def added_args(self) -> list[str]:
         """What the compiler gets besides cargo's own arguments."""
         return [*self.tip_args, *([f"--print=link-args={self.link_args}"] if self.link_args else [])]
+
+    def start_trace(self) -> None:
+        """Has the tracer, where it is preloaded, write down what proc macros read."""
+        if "HOTPATCHD_TRACE_SCOPE" not in os.environ:
+            return
+        path = os.path.join(self.capture_dir, "traces", self.file_name().removesuffix(".json"))
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            remove_file(path)
+        except OSError as error:
+            complain(f"{self.stem} is not traced: {error}")
+            return
+        os.environ["HOTPATCHD_TRACE"] = path
 
     def is_tip(self) -> bool:
         """Whether it is a crate that a program is linked from: not one that only runs during the build."""

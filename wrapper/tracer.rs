@@ -312,7 +312,9 @@ unsafe fn push_directory(text: &mut Text, directory: c_int) -> Option<()> {
         }
         syscall(number::READLINKAT, [AT_FDCWD as usize, link.as_ptr() as usize, place, size, 0])
     };
-    text.len += usize::try_from(length).ok()?;
+    let length = usize::try_from(length).ok()?;
+    // The root is the only one that ends in a slash; what follows begins with one.
+    text.len += if length == 1 { 0 } else { length };
     Some(())
 }
 
@@ -327,7 +329,7 @@ unsafe fn tell_open(directory: c_int, path: *const c_char, flags: c_int, worked:
             return;
         }
         b'm'
-    } else if flags & O_DIRECTORY != 0 {
+    } else if flags & O_DIRECTORY != 0 && !writes {
         b'l'
     } else if writes && (flags & O_TRUNC != 0 || flags & (O_CREAT | O_EXCL) == O_CREAT | O_EXCL) {
         b'w'

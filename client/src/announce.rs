@@ -172,6 +172,7 @@ pub struct JitDescriptor {
 }
 
 const JIT_REGISTER: u32 = 1;
+const JIT_UNREGISTER: u32 = 2;
 
 #[no_mangle]
 pub static mut __jit_debug_descriptor: JitDescriptor =
@@ -184,18 +185,21 @@ pub extern "C" fn __jit_debug_register_code() {
     std::hint::black_box(());
 }
 
-/// Shows the linked patch at `path` to gdb for the rest of the process's life. A file that cannot be read is passed over:
-/// only debugging suffers.
+/// A patch that gdb knows of.
+pub struct Shown(*mut JitEntry);
+
+/// Shows the linked patch at `path` to gdb, until [`hide_from_gdb`]. A file that cannot be read is passed over: only debugging
+/// suffers.
 ///
 /// # Safety
 /// Only one thread at a time may call it.
-pub unsafe fn register_with_gdb(path: &Path) {
-    let Ok(file) = File::open(path) else { return };
-    let Ok(size) = file.metadata().map(|metadata| metadata.len()) else { return };
+pub unsafe fn show_to_gdb(path: &Path) -> Option<Shown> {
+    let file = File::open(path).ok()?;
+    let size = file.metadata().ok()?.len();
     let flags = libc::MAP_PRIVATE;
     let mapped = libc::mmap(ptr::null_mut(), size as usize, libc::PROT_READ, flags, file.as_raw_fd(), 0);
     if mapped == libc::MAP_FAILED {
-        return;
+        return None;
     }
     let descriptor = ptr::addr_of_mut!(__jit_debug_descriptor);
     let next = (*descriptor).first;
@@ -208,4 +212,25 @@ pub unsafe fn register_with_gdb(path: &Path) {
     (*descriptor).relevant = entry;
     (*descriptor).action = JIT_REGISTER;
     __jit_debug_register_code();
+    Some(Shown(entry))
+}
+
+/// Takes [`show_to_gdb`] back.
+///
+/// # Safety
+/// Only one thread at a time may call it.
+pub unsafe fn hide_from_gdb(Shown(shown): Shown) {
+    let descriptor = ptr::addr_of_mut!(__jit_debug_descriptor);
+    let entry = Box::from_raw(shown);
+    match entry.previous.as_mut() {
+        Some(previous) => previous.next = entry.next,
+        None => (*descriptor).first = entry.next,
+    }
+    if let Some(next) = entry.next.as_mut() {
+        next.previous = entry.previous;
+    }
+    (*descriptor).relevant = shown;
+    (*descriptor).action = JIT_UNREGISTER;
+    __jit_debug_register_code();
+    libc::munmap(entry.symfile_addr.cast_mut(), entry.symfile_size as usize);
 }

@@ -152,7 +152,9 @@ impl Scope {
 #[cfg(not(feature = "linked"))]
 impl Drop for Scope {
     fn drop(&mut self) {
-        self.library.take().map(Handle::close);
+        if let Some(library) = self.library.take() {
+            library.close();
+        }
     }
 }
 

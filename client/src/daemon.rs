@@ -17,9 +17,17 @@ pub enum Daemon {
 pub struct Address {
     pub url: String,
     pub token: String,
-    /// The build id of the library that is patched; `None` where it is the program itself.
+    /// What is patched; `None` where it is the program itself.
     #[serde(default)]
-    pub library: Option<String>,
+    pub library: Option<Library>,
+}
+
+/// A shared library that programs may load at any time.
+#[derive(Deserialize, Clone, PartialEq)]
+pub struct Library {
+    pub build_id: String,
+    /// Where it was built.
+    pub path: PathBuf,
 }
 
 impl Daemon {

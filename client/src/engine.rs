@@ -1,7 +1,7 @@
 //! Applies patches and takes them back: each all or nothing.
 
-use crate::announce::register_with_gdb;
-use crate::arch::{synchronize_code, DETOUR_LEN};
+use crate::announce::{hide_from_gdb, show_to_gdb, Shown};
+use crate::arch::{detour, synchronize_code, DETOUR_LEN};
 use crate::check::{check, Ground, Plan};
 use crate::frames;
 use crate::host::Host;
@@ -40,6 +40,7 @@ pub struct Engine {
     tables: Vec<Module>,
     /// Where the registered frames of all patches begin.
     frames: Vec<u64>,
+    shown: Vec<Shown>,
     memory: Memory,
     parking: Parking,
 }
@@ -98,6 +99,7 @@ impl Engine {
             code: Vec::new(),
             tables: Vec::new(),
             frames: Vec::new(),
+            shown: Vec::new(),
             memory: Memory::open()?,
             parking: Parking::open()?,
         })
@@ -115,6 +117,11 @@ impl Engine {
     /// The address space that is kept for patches.
     pub fn reserved(&self) -> Range<u64> {
         self.region.clone()
+    }
+
+    /// Whether the host is still there, as the patches in force have made it.
+    pub fn is_there(&self) -> bool {
+        is_patched(&self.host, &self.patches, &self.memory)
     }
 
     /// Whether no patch has been applied, not even one that was taken back.
@@ -138,6 +145,7 @@ impl Engine {
     /// Gives everything back that patches of an unloaded library have.
     pub fn retire(self) {
         self.frames.iter().for_each(|&eh_frame| unsafe { frames::deregister(eh_frame) });
+        self.shown.into_iter().for_each(|shown| unsafe { hide_from_gdb(shown) });
         release(&self.region);
     }
 
@@ -168,9 +176,7 @@ impl Engine {
                 self.put_in_force(patch, &plan).map(|rewritten| (copied, rewritten))
             })
             .map(|(copied, rewritten)| {
-                if let Some(elf) = &patch.elf {
-                    unsafe { register_with_gdb(elf) };
-                }
+                self.shown.extend(patch.elf.iter().filter_map(|elf| unsafe { show_to_gdb(elf) }));
                 self.answer(rewritten, verify, copied, begun)
             })
             .map_err(|refusal| {
@@ -297,9 +303,9 @@ impl Engine {
         let (mut attempt, mut while_starting) = (0, 0);
         while attempt < ATTEMPTS && while_starting < ATTEMPTS_WHILE_STARTING {
             let mut result = None;
-            let Engine { host, memory, parking, tables, .. } = self;
+            let Engine { host, memory, parking, tables, patches, .. } = self;
             with_modules(|mut modules| {
-                if !host.is_loaded() {
+                if !is_patched(host, patches, memory) {
                     result = Some(Err(Hindrance::Unloaded));
                     return;
                 }
@@ -357,11 +363,21 @@ impl Engine {
             Some(Hindrance::Starting(tid)) => {
                 Reason::Park.because(format!("thread {} stays in starting another", thread_name(tid)))
             }
-            Some(Hindrance::Unloaded) => Reason::Memory.because("the library is not loaded any more"),
+            Some(Hindrance::Unloaded) => Reason::Memory.because("the library was unloaded"),
             Some(Hindrance::Unwritable(error)) => Reason::Memory.because(format!("cannot write code: {error}")),
             Some(Hindrance::Stuck(Stuck::Crowded)) | None => Reason::Park.because("threads keep being started"),
         })
     }
+}
+
+/// Whether a host is loaded, and not again: then it would have its own code, where the newest patch wrote a jump.
+fn is_patched(host: &Host, patches: &[InForce], memory: &Memory) -> bool {
+    let is_written = |jump: &Undoable| {
+        let mut code = [0; DETOUR_LEN];
+        memory.read(jump.from, &mut code) == DETOUR_LEN && detour(jump.from, jump.to) == Some(code)
+    };
+    host.library().is_none()
+        || host.is_loaded() && patches.iter().rev().find_map(|patch| patch.detours.first()).map_or(true, is_written)
 }
 
 /// One attempt of [`Engine::rewrite`].

@@ -12,11 +12,12 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::path::Path;
 #[cfg(target_os = "linux")]
-use std::{ffi::CStr, ffi::OsStr, os::unix::ffi::OsStrExt, path::PathBuf};
+use std::{ffi::CStr, ffi::OsStr, os::unix::ffi::OsStrExt, os::unix::fs::MetadataExt, path::PathBuf};
 use std::{fs, io, slice};
 
 const NT_GNU_BUILD_ID: u32 = 3;
 const PF_X: u32 = 1;
+const PF_R: u32 = 4;
 const HASHED: &str = "sha256-";
 
 /// A loaded file as the dynamic loader sees it; all addresses are run-time addresses.
@@ -73,6 +74,14 @@ impl Module {
         })
     }
 
+    /// The library that was loaded from the place of this file, be it the same file or an earlier one.
+    #[cfg(target_os = "linux")]
+    pub fn from_file(file: &Path) -> Option<Module> {
+        let identity = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino())).ok();
+        let wanted = identity(file)?;
+        Module::find(&|module| !module.path.as_os_str().is_empty() && identity(&module.path) == Some(wanted))
+    }
+
     /// The module that `addr` lies in.
     pub fn containing(addr: u64) -> Option<Module> {
         Module::find(&|module| module.extent.contains(&addr))
@@ -100,12 +109,17 @@ impl Module {
         };
         let headers = slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum));
         let of_type = |kind| headers.iter().filter(move |header| header.p_type == kind);
+        // A header may speak of what is in the file only.
+        let is_readable = |range: &Range<u64>| {
+            let mut readable = of_type(PT_LOAD).filter(|header| header.p_flags & PF_R != 0).map(range_of);
+            readable.any(|loaded| loaded.start <= range.start && range.end <= loaded.end)
+        };
         Some(Module {
             slide: info.dlpi_addr,
             extent: of_type(PT_LOAD).map(|h| range_of(h).start).min()?
                 ..of_type(PT_LOAD).map(|h| range_of(h).end).max()?,
             code: of_type(PT_LOAD).filter(|h| h.p_flags & PF_X != 0).map(range_of).collect(),
-            notes: of_type(PT_NOTE).map(range_of).collect(),
+            notes: of_type(PT_NOTE).map(range_of).filter(is_readable).collect(),
             #[cfg(target_os = "linux")]
             path: match info.dlpi_name.is_null() {
                 true => PathBuf::new(),
@@ -187,6 +201,8 @@ impl Host {
     /// Whether the dynamic loader still has it where it was.
     pub fn is_loaded(&self) -> bool {
         self.library().is_none()
-            || Module::of_library(&self.build_id).is_some_and(|module| module.extent == self.module.extent)
+            || Module::of_library(&self.build_id).is_some_and(|module| {
+                module.extent == self.module.extent && module.tls_module == self.module.tls_module
+            })
     }
 }

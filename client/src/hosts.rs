@@ -1,6 +1,7 @@
 //! What is patched in a process: the program, or a library that it loads, sooner or later, and may unload again.
 
 use crate::announce::{announce, Slots};
+use crate::daemon::Library;
 use crate::engine::Engine;
 use crate::hex::random_hex;
 use crate::host::{Host, Loads, Module};
@@ -13,23 +14,27 @@ pub struct Hosts {
     program: Engine,
     /// Of libraries that are loaded, or were a moment ago.
     libraries: Vec<Engine>,
-    /// The build id of the library that is patched; `None` where it is the program.
-    library: Option<String>,
-    /// As of the last look.
-    loads: Loads,
+    /// What the daemon patches; `None` where it is the program.
+    wanted: Option<Library>,
+    /// Builds of the wanted library that the daemon turned away.
+    unwanted: Vec<String>,
+    /// The instance among `libraries` that the daemon is told of.
+    current: Option<String>,
+    /// As of the last look; `None` where another look is due in any case.
+    loads: Option<Loads>,
     /// The daemon's directory, where it is known.
     state: Option<PathBuf>,
 }
 
 impl Hosts {
     pub fn new(program: Engine, state: Option<PathBuf>) -> Hosts {
-        Hosts { program, libraries: Vec::new(), library: None, loads: Loads::so_far(), state }
+        Hosts { program, libraries: Vec::new(), wanted: None, unwanted: Vec::new(), current: None, loads: None, state }
     }
 
     /// Forgets libraries that have been unloaded.
     fn look(&mut self) {
-        self.loads = Loads::so_far();
-        let (loaded, gone) = self.libraries.drain(..).partition::<Vec<_>, _>(|engine| engine.host.is_loaded());
+        self.loads = Some(Loads::so_far());
+        let (loaded, gone) = self.libraries.drain(..).partition::<Vec<_>, _>(Engine::is_there);
         self.libraries = loaded;
         if gone.is_empty() {
             return;
@@ -44,19 +49,31 @@ impl Hosts {
         }
     }
 
-    fn has(&self, build_id: &str) -> bool {
-        self.libraries.iter().any(|engine| engine.host.build_id == build_id)
+    /// The instance to patch: of the very build, or else of another one, about which the daemon may know better.
+    fn find(&mut self, library: &Library) -> Option<String> {
+        let (module, build_id) = match Module::of_library(&library.build_id) {
+            Some(exact) => (exact, library.build_id.clone()),
+            None => {
+                let other = Module::from_file(&library.path)?;
+                let build_id = other.build_id(&other.path).ok()?;
+                (other, build_id)
+            }
+        };
+        if self.unwanted.contains(&build_id) {
+            return None;
+        }
+        let known = self.libraries.iter().find(|engine| engine.host.build_id == build_id);
+        known.map(|engine| engine.instance.clone()).or_else(|| self.open(module))
     }
 
-    /// Makes ready to patch a library, if it is loaded.
-    fn open(&mut self, build_id: &str) -> Option<()> {
-        let module = Module::of_library(build_id)?;
+    fn open(&mut self, module: Module) -> Option<String> {
         let region = memory::reserve(&module.reached())?;
-        let reserve = self.program.take_reserve();
         let host = Host::read(module).ok()?;
-        self.libraries.push(Engine::new(host, random_hex::<16>().ok()?, region, reserve).ok()?);
+        let instance = random_hex::<16>().ok()?;
+        let reserve = self.program.take_reserve();
+        self.libraries.push(Engine::new(host, instance.clone(), region, reserve).ok()?);
         self.announce();
-        Some(())
+        Some(instance)
     }
 
     /// Announces the slots of all that is patched, or has been.
@@ -67,47 +84,64 @@ impl Hosts {
         announce(used.map(|engine| Slots::of(engine.reserved(), state, &engine.instance)).collect());
     }
 
-    fn current(&self) -> &Engine {
-        let found = self.library.as_ref().and_then(|id| self.libraries.iter().find(|l| l.host.build_id == *id));
-        found.unwrap_or(&self.program)
+    /// The place of the current one among the libraries.
+    fn place(&self) -> Option<usize> {
+        let current = self.current.as_ref()?;
+        self.libraries.iter().position(|engine| engine.instance == *current)
     }
 
-    fn current_mut(&mut self) -> &mut Engine {
-        let found = self.library.as_ref().and_then(|id| self.libraries.iter_mut().find(|l| l.host.build_id == *id));
-        found.unwrap_or(&mut self.program)
+    fn engine(&mut self) -> &mut Engine {
+        match self.place() {
+            Some(place) => &mut self.libraries[place],
+            None => &mut self.program,
+        }
     }
 }
 
 impl Patcher for Hosts {
-    fn turn_to(&mut self, library: Option<&str>) -> bool {
-        let is_news = self.library.as_deref() != library || self.loads != Loads::so_far();
-        self.library = library.map(str::to_owned);
-        if is_news {
-            self.look();
+    fn turn_to(&mut self, library: Option<&Library>) -> bool {
+        if self.wanted.as_ref() != library {
+            self.wanted = library.cloned();
+            self.unwanted.clear();
+            self.loads = None;
         }
-        library.map_or(true, |id| self.has(id) || is_news && self.open(id).is_some())
+        if self.loads != Some(Loads::so_far()) {
+            self.look();
+            self.current = library.and_then(|library| self.find(library));
+        }
+        library.is_none() || self.place().is_some()
+    }
+
+    fn turn_away(&mut self) {
+        let build_id = self.engine().host.build_id.clone();
+        self.unwanted.push(build_id);
+        self.loads = None;
     }
 
     fn is_lasting(&self) -> bool {
-        self.library.is_none()
+        self.wanted.is_none()
     }
 
     fn is_there(&mut self) -> bool {
-        if self.loads != Loads::so_far() {
+        if self.loads.is_some_and(|loads| loads != Loads::so_far()) {
             self.look();
         }
-        self.library.as_ref().map_or(true, |id| self.has(id))
+        let is_there = self.wanted.is_none() || self.place().is_some();
+        if !is_there {
+            self.loads = None;
+        }
+        is_there
     }
 
     fn describe(&self) -> Program<'_> {
-        self.current().describe()
+        self.place().map_or(&self.program, |place| &self.libraries[place]).describe()
     }
 
     fn apply_image(&mut self, patch: &Patch, bytes: &[u8]) -> Result<Applied, Refusal> {
-        self.current_mut().apply(patch, bytes)
+        self.engine().apply(patch, bytes)
     }
 
     fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal> {
-        self.current_mut().undo(to)
+        self.engine().undo(to)
     }
 }

@@ -112,14 +112,15 @@ fn attend(prepared: Prepared, daemon: &Daemon) -> io::Result<()> {
     loop {
         let end = catch_unwind(AssertUnwindSafe(|| match daemon.address() {
             None => End::Unopened,
-            Some(address) if !patcher.turn_to(address.library.as_deref()) => End::Absent,
+            Some(address) if !patcher.turn_to(address.library.as_ref()) => End::Absent,
             Some(address) => session::run(&mut *patcher, &address),
         }));
         match end {
             Ok(End::Rejected) if patcher.is_lasting() => return Ok(()),
+            Ok(End::Rejected) => patcher.turn_away(),
             Ok(End::Absent) => pause = LOOK_AGAIN,
             Ok(End::Lost) => pause = FIRST_PAUSE,
-            Ok(End::Unopened | End::Rejected) | Err(_) => {}
+            Ok(End::Unopened) | Err(_) => {}
         }
         thread::sleep(pause);
         pause = LONGEST_PAUSE.min(pause * 2);

@@ -1,13 +1,14 @@
 //! What a session asks of the part that applies patches.
 
+use crate::daemon::Library;
 use crate::wire::{Applied, Dylib, Program, Reason, Refusal};
 
 #[cfg(target_os = "linux")]
 use crate::wire::Patch;
 
 pub trait Patcher {
-    /// Turns to the loaded library with that build id, or to the program itself; tells whether it is there.
-    fn turn_to(&mut self, library: Option<&str>) -> bool {
+    /// Turns to a loaded library, or to the program itself; tells whether it is there.
+    fn turn_to(&mut self, library: Option<&Library>) -> bool {
         library.is_none()
     }
 
@@ -15,6 +16,9 @@ pub trait Patcher {
     fn is_lasting(&self) -> bool {
         true
     }
+
+    /// The daemon does not want what it was told is there.
+    fn turn_away(&mut self) {}
 
     /// Whether what is patched is still there.
     fn is_there(&mut self) -> bool {

@@ -155,6 +155,7 @@ pub struct Program<'a> {
     pub instance: &'a str,
     pub build_id: &'a str,
     pub exe: Cow<'a, str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub library: Option<Library<'a>>,
     pub target: &'a str,
     pub slide: u64,

@@ -99,24 +99,34 @@ def other_places(files: Iterable[str]) -> tuple[str, ...]:
 
 
 def link_key(
-    argv: Sequence[str], line: LinkLine, *, host: str, linker: str, inputs: Mapping[str, str], output: str
+    argv: Sequence[str],
+    response: str,
+    line: LinkLine,
+    *,
+    host: str,
+    linker: str,
+    inputs: Mapping[str, str],
+    output: str,
 ) -> str:
-    """The key of a linked patch.
+    """The key of a linked patch. It does not depend on where the inputs and the output are.
 
     Args:
-        argv: the linker's command.
+        argv: the linker's command, without the file that the rest of its arguments is in.
+        response: those arguments.
         line: the captured command, in the environment of which it runs.
         host: build id of the program.
         linker: what linker it is, as it says itself.
         inputs: path of each file that is linked → digest of its content.
         output: path of what is linked.
     """
-    placeholders = {output: "output"} | {path: f"input {digest}" for path, digest in inputs.items()}
+    for path, digest in inputs.items():
+        response = response.replace(path, digest)
     return digest_of(
         "link",
         host,
         linker,
-        digest_of(*(placeholders.get(word, f"word {word}") for word in argv)),
+        digest_of(*("" if word == output else word for word in argv)),
+        response,
         _digest_of_pairs(line.env),
         digest_of(*line.unset_env),
     )

@@ -54,7 +54,10 @@ def find_new_collected(before: Unit | None, now: Unit) -> tuple[str, ...]:
 
 
 def find_kept_initialisers(before: Unit | None, now: Unit, host: Host) -> tuple[str, ...]:
-    """Statics of one object whose initialiser an edit changed and that keep their value in the program, sorted."""
+    """Statics of one object whose initialiser an edit changed and that keep their value in the program, sorted.
+
+    Line numbers in it do not count.
+    """
     if before is None:
         return ()
     found = []
@@ -62,7 +65,7 @@ def find_kept_initialisers(before: Unit | None, now: Unit, host: Host) -> tuple[
         earlier = before.exports.get(name)
         if definition.kind == "function" or earlier is None or earlier.kind == "function":
             continue
-        different = now.fingerprint(definition.section) != before.fingerprint(earlier.section)
+        different = now.fingerprint(definition.section).blind != before.fingerprint(earlier.section).blind
         if different and host.find(name):
             found.append(name)
     return tuple(sorted(found))

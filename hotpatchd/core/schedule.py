@@ -3,6 +3,12 @@
 A crate is up to date if its newest source was compiled against the newest metadata of its dependencies. For each crate
 it is known which metadata that was. So a dependent that failed, was cancelled or was never begun is compiled next time,
 also if the metadata does not change again; and one whose dependencies return to what it was compiled against is not.
+
+rustc puts a hash of all code of the crate, with its places in the source, and of its dependencies' hashes into the
+metadata, and refuses to mix crates with different ones. So an edit of any code of a library reaches all of its
+dependents; an edit of a comment that moves no code reaches none.
+
+Source: `rustc_middle::hir::map::crate_hash`, error E0460
 """
 
 from collections.abc import Iterable, Mapping

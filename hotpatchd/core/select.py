@@ -11,8 +11,8 @@ The roots are the functions whose code differs from what the program runs. From 
 5. a thread-local that nobody has yet gets a place in the reserve that the client keeps in every thread;
 6. the rest is an import, found by the client with `dlsym`, unless its name is Rust's: then nothing can define it.
 
-Object-local functions and constants always come along: the optimiser may have given the program's own copy of such a
-function another signature. Object-local *state* never does when the program has it.
+Object-local functions and constants of this build always come along: the optimiser may have given the program's own
+copy of such a function another signature. Object-local *state* never does when the program has it.
 """
 
 from collections import deque
@@ -83,6 +83,7 @@ class _Walk:
         roots: frozenset[str],
         baseline_state: frozenset[str],
         redirect: Redirect,
+        shares_constants: bool,
     ) -> None:
         self.definitions = definitions
         self.host = host
@@ -90,6 +91,7 @@ class _Walk:
         self.roots = roots
         self.bound_to_new = roots if redirect == "jump_table" else frozenset()
         self.baseline_state = baseline_state
+        self.shares_constants = shares_constants
         self.kept: dict[str, _Kept] = {}
         self.queue: deque[tuple[Unit, int]] = deque()
         self.resolved: set[str] = set()
@@ -160,7 +162,20 @@ class _Walk:
                 if owner:
                     self.kept_of(unit).host_sections[section] = owner
                 return
+        elif kind == "constant" and unit.from_archive and self.shares_constants:
+            constant = self.constant_of_host(unit, section)
+            if constant:
+                self.host_names.add(constant.name)
+                self.kept_of(unit).host_sections[section] = constant
+                return
         self.keep(unit, section)
+
+    def constant_of_host(self, unit: Unit, section: int) -> Definition | None:
+        """A library's constant that the program has: its address may count, as that of std's mark on its panics."""
+        named = unit.definitions_in(section)
+        found = self.host.find(named[0].name) if len(named) == 1 and is_rust_name(named[0].name) else None
+        is_same = found is not None and (found.size, found.kind, found.homonyms) == (named[0].size, "data", 1)
+        return named[0] if is_same else None
 
     def kept_of(self, unit: Unit) -> _Kept:
         return self.kept.setdefault(unit.name, _Kept(unit))
@@ -258,6 +273,7 @@ def select(
     archives: Archives,
     baseline_state: frozenset[str] = frozenset(),
     redirect: Redirect = "detours",
+    shares_constants: bool = False,
 ) -> Selection:
     """Choose the content of a patch.
 
@@ -269,12 +285,13 @@ def select(
         baseline_state: statics that the program's own source had, where the optimiser may have taken their names;
             empty for hosts that were built without optimisation.
         redirect: how the program enters the roots' new code.
+        shares_constants: whether the patch can read what the program has in the same way as what it brings.
 
     Returns:
         The selection; with `refusals` where it must not be applied.
     """
     wanted = frozenset(roots)
-    walk = _Walk(definitions, host, archives, wanted, baseline_state, redirect)
+    walk = _Walk(definitions, host, archives, wanted, baseline_state, redirect, shares_constants)
     walk.run()
     added: set[str] = set()
     new_state: set[str] = set()

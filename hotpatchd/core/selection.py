@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CargoSelection:
-    """The target selection of one command line; each field is the cargo flag of that name."""
+    """The target selection of one command line; each field is the cargo flag of that name.
+
+    Several `bin` and `example` are several programs, which share the crates that both are built from.
+    """
 
     manifest_path: str | None = None
     package: str | None = None
     lib: bool = False
-    bin: str | None = None
-    example: str | None = None
+    bin: tuple[str, ...] = ()
+    example: tuple[str, ...] = ()
     release: bool = False
     profile: str | None = None
     features: tuple[str, ...] = ()
@@ -25,8 +28,8 @@ class CargoSelection:
         flags = tuple(flag for flag, given in (("--release", self.release), ("--lib", self.lib)) if given)
         named = (
             ("--package", self.package),
-            ("--bin", self.bin),
-            ("--example", self.example),
+            *(("--bin", name) for name in self.bin),
+            *(("--example", name) for name in self.example),
             ("--profile", self.profile),
             ("--target", self.target),
             ("--target-dir", self.target_dir),

@@ -2,12 +2,12 @@
 
 import os.path
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-from hotpatchd.core.argv import Arg, artifact_stem, codegen, parse_argv, values
-from hotpatchd.core.capture import Capture
+from hotpatchd.core.argv import artifact_stem, codegen, parse_argv, values
+from hotpatchd.core.capture import Capture, CaptureKey
 from hotpatchd.core.errors import ArgvError
 from hotpatchd.core.recipe import EditedArgv, edit_cgu, edit_single_object, find_refusal
 
@@ -84,20 +84,17 @@ def plan_thin_crates(
     compiled = [capture for capture in by_key.values() if find_refusal(capture.argv) is None]
     if not tip_keys or not tip_keys <= {capture.key for capture in compiled}:
         raise ArgvError("the selected target is not a program that can be patched")
-    externs = {stem for capture in compiled for stem in _extern_stems(parse_argv(capture.argv))}
-    roles = [
-        (capture, is_tip)
-        for capture in compiled
-        for is_tip in (False, True)
-        if (capture.key in tip_keys if is_tip else capture.key not in tip_keys or _stem(capture) in externs)
-    ]
+    roles = _roles(compiled, tip_keys)
     names = _unique_names(roles)
     planned: list[ThinCrate] = []
     metadata_of: dict[str, str] = {}
     name_of: dict[str, str] = {}
+    reached_from: dict[str, set[str]] = {}
     for (capture, is_tip), name in zip(roles, names, strict=True):
         stem = _stem(capture)
         directory = os.path.join(thin_dir, f"{stem.removeprefix('lib')}-{'bin' if is_tip else 'lib'}-{recipe}")
+        externs = _extern_stems(capture)
+        reached = {found for extern in externs if extern in name_of for found in reached_from[extern]}
         out_dir, incremental_dir = os.path.join(directory, "out"), os.path.join(directory, "incremental")
         if recipe == "cgu":
             level = opt_level or ("0" if opt_level_of(capture.argv) == "0" else "match")
@@ -111,7 +108,7 @@ def plan_thin_crates(
                 # generic functions where the host, built without it, has its own under other names.
                 link_dead_code=is_tip or level != "0",
                 ansi=ansi,
-                thin_crates=metadata_of,
+                thin_crates={found: path for found, path in metadata_of.items() if found in reached},
             )
         else:
             edited = edit_single_object(capture.argv, out_dir=out_dir, incremental_dir=incremental_dir)
@@ -122,12 +119,23 @@ def plan_thin_crates(
             out_dir=out_dir,
             incremental_dir=incremental_dir,
             metadata=None if is_tip else os.path.join(out_dir, f"{stem}.rmeta"),
-            dependencies=tuple(name_of[found] for found in _extern_stems(parse_argv(capture.argv)) if found in name_of),
+            dependencies=tuple(name_of[extern] for extern in externs if extern in name_of),
         )
         planned.append(crate)
         if crate.metadata:
-            metadata_of[stem], name_of[stem] = crate.metadata, crate.name
+            metadata_of[stem], name_of[stem], reached_from[stem] = crate.metadata, crate.name, {stem, *reached}
     return tuple(planned)
+
+
+def _roles(captures: Sequence[Capture], tips: Set[CaptureKey]) -> list[tuple[Capture, bool]]:
+    """The crates, each with whether it is compiled as a tip; one that is also used as a library comes as that first."""
+    used = {extern for capture in captures for extern in _extern_stems(capture)}
+    return [
+        (capture, is_tip)
+        for capture in captures
+        for is_tip in (False, True)
+        if (capture.key in tips if is_tip else capture.key not in tips or _stem(capture) in used)
+    ]
 
 
 def _unique_names(roles: Sequence[tuple[Capture, bool]]) -> list[str]:
@@ -145,7 +153,7 @@ def _stem(capture: Capture) -> str:
     return artifact_stem(parse_argv(capture.argv))
 
 
-def _extern_stems(args: Sequence[Arg]) -> tuple[str, ...]:
-    """The file names, without extension, of the libraries that a command is given."""
-    paths = (value.partition("=")[2] for value in values(args, "--extern"))
+def _extern_stems(capture: Capture) -> tuple[str, ...]:
+    """The file names, without extension, of the libraries that a crate was compiled against."""
+    paths = (value.partition("=")[2] for value in values(parse_argv(capture.argv), "--extern"))
     return tuple(os.path.splitext(os.path.basename(path))[0] for path in paths if path)

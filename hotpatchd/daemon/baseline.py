@@ -6,7 +6,7 @@ built, and compiled once more, from a copy, if that happens.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,19 +41,20 @@ def take_snapshot(files: Iterable[str]) -> Snapshot:
 
 
 async def build_snapshot(
-    captures: Sequence[Capture], snapshot: Snapshot, edited: Set[str], directory: Path
-) -> BuildObjects | None:
-    """Compile the program's crates as they were.
+    captures: Sequence[Capture], tips: Collection[Capture], snapshot: Snapshot, edited: Set[str], directory: Path
+) -> Mapping[str, BuildObjects] | None:
+    """Compile the programs' crates as they were.
 
     Args:
         captures: as for `plan_thin_crates`.
+        tips: as for `plan_thin_crates`.
         snapshot: the sources.
         edited: files whose text is another by now.
         directory: for the copy and what is made from it; emptied first.
 
     Returns:
-        The objects. None where they would not be those of the old text: a crate reads an edited file by its absolute
-        path, or does not compile away from its place.
+        The objects by tip crate. None where they would not be those of the old text: a crate reads an edited file by
+        its absolute path, or does not compile away from its place.
 
     Raises:
         BuildError: rustc cannot be run.
@@ -69,8 +70,8 @@ async def build_snapshot(
         place = directory / "source" / file.lstrip("/")
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(text)
-    builder = ThinBuilder(plan_thin_crates(moved, thin_dir=str(directory / "thin")))
+    builder = ThinBuilder(plan_thin_crates(moved, tips=tips, thin_dir=str(directory / "thin")))
     result = await builder.build([crate.name for crate in builder.crates])
     if not edited.isdisjoint(inputs_of(builder.crates, {}).crates_of):
         return None
-    return result.program
+    return None if result.failed else result.objects

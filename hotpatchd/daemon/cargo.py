@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpatchd.core.errors import BuildError
-from hotpatchd.daemon.processes import limited_process
+from hotpatchd.daemon.processes import guard, limited_process, release
 
 _KILL_AFTER_S = 2.0
 _LOOK_EVERY_S = 0.5
@@ -76,11 +76,14 @@ async def _in_foreground(args: Sequence[str], cwd: Path, environ: Mapping[str, s
     cargo = await asyncio.create_subprocess_exec(
         "cargo", *args, cwd=cwd, env=environ, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE
     )
+    guard(cargo.pid, reach="process", signal=signal.SIGTERM)
     try:
         output, _ = await cargo.communicate()
     finally:
         if cargo.returncode is None:
-            await _end(cargo, os.kill)
+            cargo.terminate()
+            await cargo.wait()
+        release(cargo.pid)
     return cargo.returncode or 0, output
 
 
@@ -90,24 +93,17 @@ async def _in_background(
     async with limited_process(["cargo", *args], cwd=cwd, env=environ, own_session=False, turn="build") as cargo:
         watching = asyncio.create_task(_watch_locks(cargo.pid, waiting)) if waiting else None
         try:
-            output, _ = await cargo.communicate()
+            output = await cargo.read()
+            return await cargo.wait(), output
+        except asyncio.CancelledError:
+            # What does not end soon is killed.
+            os.killpg(cargo.pid, signal.SIGTERM)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(cargo.wait(), _KILL_AFTER_S)
+            raise
         finally:
             if watching:
                 watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
-            if cargo.returncode is None:
-                await _end(cargo, os.killpg)
-    return cargo.returncode or 0, output
-
-
-async def _end(cargo: asyncio.subprocess.Process, send: Callable[[int, int], None]) -> None:
-    send(cargo.pid, signal.SIGTERM)
-    try:
-        await asyncio.wait_for(cargo.wait(), _KILL_AFTER_S)
-    except TimeoutError:
-        send(cargo.pid, signal.SIGKILL)
-        await cargo.wait()
 
 
 async def _watch_locks(pid: int, waiting: Callable[[str], None]) -> None:

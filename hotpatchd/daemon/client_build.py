@@ -55,7 +55,7 @@ async def ensure_client(
         BuildError: there is no cargo, or the build failed.
     """
     prebuilt = _BUNDLED / "prebuilt" / target / _NAMES[kind]
-    if prebuilt.exists() and (kind == "linked" or await _loads(prebuilt)):
+    if prebuilt.exists() and (kind == "linked" or await loads(prebuilt)):
         return prebuilt
     source = _source()
     version = await run_process([str(toolchain_rustc), "-vV"], cwd=str(source))
@@ -66,12 +66,12 @@ async def ensure_client(
             hint="is the toolchain installed completely? `rustup show` lists them",
         )
     recipe = _Recipe(kind, target, os.environ)
-    cache = _cache_root() / _cache_key(source, version.stdout, recipe)
+    cache = cache_root("client") / _cache_key(source, version.stdout, recipe)
     client = cache / _NAMES[kind]
     if client.exists():
         return client
     cache.mkdir(parents=True, exist_ok=True)
-    async with _locked(cache / "lock"):
+    async with locked(cache / "lock"):
         if not client.exists():
             built = await _build(source, toolchain_rustc, recipe, cache / "target", progress)
             built.replace(client)
@@ -97,7 +97,7 @@ class _Recipe:
         return "\0".join((self.kind, self.target, self.linker, *self.rustflags)).encode()
 
 
-async def _loads(library: Path) -> bool:
+async def loads(library: Path) -> bool:
     """Whether this machine's loader takes the library; it complains and goes on where libc is too old for it."""
     finished = await run_process(["true"], env={**os.environ, "LD_PRELOAD": str(library)})
     return finished.status == 0 and not finished.stderr
@@ -108,8 +108,9 @@ def _source() -> Path:
     return bundled if bundled.exists() else Path(__file__).parents[2] / "client"
 
 
-def _cache_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotpatchd" / "client"
+def cache_root(what: str) -> Path:
+    """Where things of one kind are kept that are built once for a toolchain."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hotpatchd" / what
 
 
 def _cache_key(source: Path, toolchain: bytes, recipe: _Recipe) -> str:
@@ -123,7 +124,8 @@ def _cache_key(source: Path, toolchain: bytes, recipe: _Recipe) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _locked(path: Path) -> AsyncIterator[None]:
+async def locked(path: Path) -> AsyncIterator[None]:
+    """Holds a lock file; other processes that want it wait."""
     with path.open("wb") as file:
         while True:
             try:

@@ -98,7 +98,10 @@ class Commands:
             "since": self._started,
             "workspace": str(self._workspace),
             "program": str(generation.fat.executable) if generation else None,
-            "build_id": generation.build_id if generation else "",
+            "programs": (
+                {str(host.program.executable): host.build_id for host in generation.hosts} if generation else {}
+            ),
+            "build_id": generation.hosts[0].build_id if generation else "",
             "phase": state.phase,
             "edit": state.edit,
             "crates": list(generation.crate_names) if generation else [],

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.thinplan import ThinCrate
 from hotpatchd.daemon.processes import Finished, run_process
+from hotpatchd.daemon.tracing import Tracer
 from hotpatchd.objfile.objects import ObjectFile, object_file
 
 _OBJECT_SUFFIX = ".rcgu.o"
@@ -69,10 +70,12 @@ class Compiler:
 
     Args:
         run: starts rustc.
+        tracer: writes down what proc macros read; None where nothing can.
     """
 
-    def __init__(self, run: RunProcess = run_process) -> None:
+    def __init__(self, run: RunProcess = run_process, tracer: Tracer | None = None) -> None:
         self._run = run
+        self._tracer = tracer
         self._compiles: Counter[str] = Counter()
 
     async def compile(self, crate: ThinCrate, on_metadata: Callable[[bytes], None] | None = None) -> Compiled:
@@ -97,10 +100,12 @@ class Compiler:
         finished = await self._run(
             [crate.capture.rustc, *crate.edited.argv],
             cwd=crate.capture.cwd,
-            env=dict(crate.capture.env),
+            env=self._tracer.compile_environ(crate) if self._tracer else dict(crate.capture.env),
             on_stderr=read_line,
         )
         said = tuple(_rendered(finished.stderr))
+        if self._tracer:
+            self._tracer.compile_ended(crate, ok=finished.status == 0)
         if finished.status < 0:
             raise BuildError(f"rustc was killed by signal {-finished.status} while it compiled {crate.name}")
         if finished.status:
@@ -116,12 +121,13 @@ class Compiler:
         place = objects / str(self._compiles[crate.name])
         place.mkdir(parents=True)
         found = {}
+        is_optimised = crate.is_optimised
         for path in out_dir.glob(f"*{_OBJECT_SUFFIX}"):
             # `<crate>.<cgu>.rcgu.o`; newer compilers put a name of the invocation before the suffix.
             cgu = path.name.split(".")[1]
             kept = place / f"{cgu}.o"
             path.rename(kept)
-            found[f"{crate.name}/{cgu}"] = object_file(kept, is_optimised=crate.is_optimised)
+            found[f"{crate.name}/{cgu}"] = object_file(kept, is_optimised=is_optimised)
         return found
 
 

@@ -9,7 +9,7 @@ Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "Delegation", "No Intern
 import contextlib
 import os
 import subprocess
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hotpatchd.daemon.guardian import remove_control_group, start_time
 
@@ -35,12 +35,9 @@ def delegated_group(mount: Path, membership: Path = Path("/proc/self/cgroup")) -
     """
     lines = (line.split(":", 2) for line in membership.read_text().splitlines())
     own = next((path for hierarchy, _, path in lines if hierarchy == "0"), "/")
-    group = mount / own.lstrip("/")
-    while group != mount:
-        group = group.parent
-        if _hands_on_processors(group):
-            return group
-    return None
+    # Of the top, which is the system's, no more is ours than of the daemon's own group.
+    above = [mount / parent for parent in PurePosixPath(own.lstrip("/")).parents if parent.name]
+    return next(filter(_hands_on_processors, above), None)
 
 
 def _hands_on_processors(group: Path) -> bool:

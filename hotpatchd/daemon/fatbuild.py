@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,17 @@ from hotpatchd.core.errors import BuildError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
 from hotpatchd.daemon.cargo import run_cargo
-from hotpatchd.daemon.cargo_config import config_files, user_wrapper
+from hotpatchd.daemon.cargo_config import user_wrapper
+from hotpatchd.daemon.full_build import (
+    FullBuildInputs,
+    ScriptRun,
+    accept_untraced,
+    full_build_inputs,
+    is_outdated,
+    make_outdated,
+    outdated_scripts,
+)
+from hotpatchd.daemon.tracing import Tracer
 
 _SHIM = "hotpatchd_rustc_wrapper.py"
 
@@ -62,33 +72,61 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltProgram:
+    """A program that a fat build made, or a shared library for programs that others build.
+
+    Args:
+        executable: the host binary, where cargo puts it for people.
+        tip: the capture of the crate that it was linked from; `tip.outputs` has its other name.
+        captures: the crates that an edit can make necessary to compile again, dependencies first, `tip` last.
+    """
+
+    executable: Path
+    tip: Capture
+    captures: tuple[Capture, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FatBuild:
     """What a fat build made.
 
     Args:
-        executable: the host binary, where cargo puts it for people.
-        is_library: whether that is a shared library, for programs that others build.
-        tip: the capture of the crate that it was linked from; `tip.outputs` has its other name.
-        captures: the crates that an edit can make necessary to compile again, dependencies first, `tip` last.
+        programs: those that were asked for, at least one.
+        is_library: whether these are shared libraries.
+        captures: of all programs, each after those that it depends on.
         build_time: proc macros and build scripts of these packages, and what those use, as far as the developer
             can edit it; that needs a fat build. A crate can be in both.
         packages: of `captures`.
-        full_build: absolute path → what it is, of the files that are not source code but whose edit needs a fat build.
+        inputs: what, besides the code of `captures`, needs a fat build when it is edited.
         workspace: as it was before the build.
         problems: captures that were found unusable, and were left alone or made again.
         recompiled: names of the targets that cargo took as fresh and that had to be compiled for their capture.
     """
 
-    executable: Path
+    programs: tuple[BuiltProgram, ...]
     is_library: bool
-    tip: Capture
     captures: tuple[Capture, ...]
     build_time: tuple[Capture, ...]
     packages: tuple[Package, ...]
-    full_build: Mapping[str, str]
+    inputs: FullBuildInputs
     workspace: Workspace
     problems: tuple[CaptureProblem, ...]
     recompiled: tuple[str, ...]
+
+    @property
+    def executable(self) -> Path:
+        """The first program's host binary."""
+        return self.programs[0].executable
+
+    @property
+    def tip(self) -> Capture:
+        """The capture of the crate that the first program was linked from."""
+        return self.programs[0].tip
+
+    @property
+    def full_build(self) -> Mapping[str, str]:
+        """Absolute path → what it is, of what needs a fat build when it is edited."""
+        return self.inputs.files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +151,7 @@ class _Report:
     """What cargo said on its standard output."""
 
     artifacts: tuple[_Artifact, ...]
-    out_dirs: tuple[tuple[Package, Path], ...]
+    runs: tuple[ScriptRun, ...]
 
 
 async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mapping[str, str]) -> Workspace:
@@ -157,11 +195,13 @@ async def fat_build(
     environ: Mapping[str, str],
     tip_args: Sequence[str] = (),
     waiting: Callable[[str], None] | None = None,
+    tracer: Tracer | None = None,
 ) -> FatBuild:
     """Builds, and captures; cargo's own output and progress go to standard error.
 
     A crate that cargo takes as fresh and that has no capture that can be used is compiled again, once; so is a tip
-    that was linked with other `tip_args`, of which cargo knows nothing.
+    that was linked with other `tip_args`, of which cargo knows nothing. The same goes for one whose proc macros read
+    something that changed since, and for a build script that did so without telling cargo, or ran without the tracer.
 
     Args:
         selection: what to build.
@@ -171,12 +211,15 @@ async def fat_build(
         environ: cargo's environment.
         tip_args: arguments for rustc, besides cargo's, where the program itself is compiled and linked.
         waiting: is told when cargo waits for another cargo, and for which.
+        tracer: writes down what build scripts and proc macros read; None where nothing can.
 
     Raises:
         BuildError: cargo fails (it has shown why), a crate cannot be captured, or not exactly one program results.
     """
     store = CaptureStore(state_dir / "captures")
     args = ["build", "--message-format=json-render-diagnostics", *selection.cargo_args()]
+    # Before the shim's variables: what is the same for all compiles is no part of a capture.
+    environ = tracer.build_environ(environ) if tracer else environ
     environ = _shim_environ(workspace, store.directory, install_shim(state_dir), cwd=cwd, environ=environ)
     if tip_args:
         environ["HOTPATCHD_TIP_ARGS"] = json.dumps(tip_args)
@@ -187,9 +230,18 @@ async def fat_build(
 
     report, listing = await build()
     problems, missing = listing.problems, _missing(report, listing, selection, tip_args)
-    if missing:
-        await asyncio.to_thread(_make_dirty, missing, workspace)
+    outdated = outdated_scripts(report.runs, tracer) if tracer else []
+    if tracer:
+        stale = [artifact for artifact, made in _pair(report, listing) if made and is_outdated(made, tracer)]
+        missing = list(dict.fromkeys([*missing, *stale]))
+    if missing or outdated:
+        if missing:
+            await asyncio.to_thread(_make_dirty, missing, workspace)
+        for run in outdated:
+            make_outdated(run)
         report, listing = await build()
+        if tracer:
+            accept_untraced(report.runs, tracer)
     if still_missing := _missing(report, listing, selection, tip_args):
         names = ", ".join(artifact.target for artifact in still_missing)
         package = still_missing[0].package.name
@@ -197,27 +249,45 @@ async def fat_build(
             f"no capture of {names} could be made",
             hint=f"run `cargo clean -p {package}` and try again; see above for what the shim said",
         )
-    tip_artifact = _choose_tip(report.artifacts, selection)
     made = {artifact: capture for artifact, capture in _pair(report, listing) if capture is not None}
     local_dirs = {_dir(package) for package in workspace.packages}
-    captures = link_order(made[tip_artifact], listing.captures, local_dirs)
+    programs = tuple(
+        _built_program(artifact, made[artifact], listing, local_dirs)
+        for artifact in _choose_tips(report.artifacts, selection)
+    )
+    captures = tuple({capture.key: capture for program in programs for capture in program.captures}.values())
     dirs = {capture.manifest_dir for capture in captures}
     packages = tuple(package for package in workspace.packages if _dir(package) in dirs)
-    tools = [capture for capture in made.values() if capture.is_build_script and capture.manifest_dir in dirs]
-    externs = with_externs(captures, listing.captures)
-    tools += [capture for capture in externs if capture.is_proc_macro]
+    build_time = _build_time(captures, list(made.values()), listing, local_dirs)
+    all_dirs = dirs | {capture.manifest_dir for capture in build_time}
+    involved = [package for package in workspace.packages if _dir(package) in all_dirs]
     return FatBuild(
-        executable=tip_artifact.linked,
+        programs=programs,
         is_library=selection.lib,
-        tip=captures[-1],
         captures=captures,
-        build_time=tuple(c for c in with_externs(tools, listing.captures) if c.manifest_dir in local_dirs),
+        build_time=build_time,
         packages=packages,
-        full_build=_full_build_files(workspace, packages, report.out_dirs, cwd, environ),
+        inputs=full_build_inputs(
+            root=workspace.root,
+            manifests=[package.manifest_path for package in involved],
+            scripts=[package.build_script for package in involved if package.build_script],
+            runs=[run for run in report.runs if str(run.package_dir) in all_dirs],
+            captures=captures,
+            build_time=build_time,
+            profile="release" if selection.release else selection.profile or "dev",
+            cwd=cwd,
+            environ=environ,
+            tracer=tracer,
+        ),
         workspace=workspace,
         problems=problems,
         recompiled=tuple(artifact.target for artifact in missing),
     )
+
+
+def _built_program(artifact: _Artifact, tip: Capture, listing: CaptureListing, local_dirs: Set[str]) -> BuiltProgram:
+    captures = link_order(tip, listing.captures, local_dirs)
+    return BuiltProgram(executable=artifact.linked, tip=captures[-1], captures=captures)
 
 
 def install_shim(state_dir: Path) -> Path:
@@ -288,13 +358,14 @@ def _dir(package: Package) -> str:
 
 def _report(messages: bytes, workspace: Workspace) -> _Report:
     packages = {package.id: package for package in workspace.packages}
-    artifacts, out_dirs = [], []
+    artifacts, runs = [], []
     for line in messages.splitlines():
         message = json.loads(line)
         if message.get("package_id") not in packages:
             continue
         if message["reason"] == "build-script-executed":
-            out_dirs.append((packages[message["package_id"]], Path(message["out_dir"])))
+            package = packages[message["package_id"]]
+            runs.append(ScriptRun(package_dir=package.manifest_path.parent, out_dir=Path(message["out_dir"])))
         elif message["reason"] == "compiler-artifact":
             target, executable = message["target"], message["executable"]
             artifacts.append(
@@ -306,7 +377,7 @@ def _report(messages: bytes, workspace: Workspace) -> _Report:
                     executable=Path(executable) if executable else None,
                 )
             )
-    return _Report(artifacts=tuple(artifacts), out_dirs=tuple(out_dirs))
+    return _Report(artifacts=tuple(artifacts), runs=tuple(runs))
 
 
 def _pair(report: _Report, listing: CaptureListing) -> Iterator[tuple[_Artifact, Capture | None]]:
@@ -323,11 +394,11 @@ def _missing(
     report: _Report, listing: CaptureListing, selection: CargoSelection, tip_args: Sequence[str]
 ) -> list[_Artifact]:
     """The artifacts without a capture, and the tip where its capture is of a compile with other `tip_args`."""
-    tip = _choose_tip(report.artifacts, selection)
+    tips = _choose_tips(report.artifacts, selection)
     return [
         artifact
         for artifact, capture in _pair(report, listing)
-        if capture is None or (artifact is tip and capture.tip_args != tuple(tip_args))
+        if capture is None or (artifact in tips and capture.tip_args != tuple(tip_args))
     ]
 
 
@@ -338,6 +409,20 @@ def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
         except FileNotFoundError:
             continue
         yield stat.st_dev, stat.st_ino
+
+
+def _build_time(
+    captures: Sequence[Capture], made: Sequence[Capture], listing: CaptureListing, local_dirs: Set[str]
+) -> tuple[Capture, ...]:
+    """The crates that run while the program is built, as far as they can be edited: those of the tools' tools too."""
+    macros = [capture for capture in with_externs(captures, listing.captures) if capture.is_proc_macro]
+    dirs = {capture.manifest_dir for capture in captures}
+    while True:
+        scripts = [capture for capture in made if capture.is_build_script and capture.manifest_dir in dirs]
+        found = [c for c in with_externs([*scripts, *macros], listing.captures) if c.manifest_dir in local_dirs]
+        if dirs.issuperset(capture.manifest_dir for capture in found):
+            return tuple(found)
+        dirs.update(capture.manifest_dir for capture in found)
 
 
 def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
@@ -355,10 +440,19 @@ def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
                 os.unlink(path)
 
 
-def _choose_tip(artifacts: Sequence[_Artifact], selection: CargoSelection) -> _Artifact:
+def _choose_tips(artifacts: Sequence[_Artifact], selection: CargoSelection) -> list[_Artifact]:
     if selection.lib:
-        return _choose_library(artifacts, selection.package)
+        return [_choose_library(artifacts, selection.package)]
     programs = [a for a in artifacts if a.executable and not a.kinds.isdisjoint({"bin", "example"})]
+    named = [
+        a
+        for kind, names in (("bin", selection.bin), ("example", selection.example))
+        for name in names
+        for a in programs
+        if (a.target == name and kind in a.kinds)
+    ]
+    if named:
+        return named
     if len(programs) > 1:
         programs = [a for a in programs if a.target == a.package.default_run] or programs
     if not programs:
@@ -366,7 +460,7 @@ def _choose_tip(artifacts: Sequence[_Artifact], selection: CargoSelection) -> _A
     if len(programs) > 1:
         names = ", ".join(sorted(artifact.target for artifact in programs))
         raise BuildError(f"cargo built several programs: {names}", hint="name one with --bin, --example or -p")
-    return programs[0]
+    return programs
 
 
 def _choose_library(artifacts: Sequence[_Artifact], package: str | None) -> _Artifact:
@@ -388,45 +482,3 @@ def _choose_library(artifacts: Sequence[_Artifact], package: str | None) -> _Art
         hint="a Rust library is part of the programs that use it: name one with --bin or --example; "
         'or add `crate-type = ["cdylib"]` to [lib]',
     )
-
-
-def _full_build_files(
-    workspace: Workspace,
-    packages: Sequence[Package],
-    out_dirs: Iterable[tuple[Package, Path]],
-    cwd: Path,
-    environ: Mapping[str, str],
-) -> dict[str, str]:
-    files = {
-        workspace.root / "Cargo.toml": "workspace manifest",
-        workspace.root / "Cargo.lock": "lock file",
-    }
-    for directory in (cwd, *cwd.parents):
-        for name in ("rust-toolchain", "rust-toolchain.toml"):
-            if (directory / name).is_file():
-                files[directory / name] = "toolchain file"
-    files |= dict.fromkeys(config_files(cwd, environ), "cargo configuration")
-    for package, out_dir in out_dirs:
-        if package in packages:
-            files |= dict.fromkeys(_build_script_inputs(package, out_dir), "input of a build script")
-    for package in packages:
-        files[package.manifest_path] = "manifest"
-        if package.build_script:
-            files[package.build_script] = "build script"
-    return {str(path): what for path, what in files.items()}
-
-
-def _build_script_inputs(package: Package, out_dir: Path) -> Iterator[Path]:
-    """The files that make cargo run the build script again.
-
-    Source: the cargo book, "Build scripts": their output is saved beside `out`; a directory means all files in it.
-    """
-    try:
-        lines = (out_dir.parent / "output").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except FileNotFoundError:
-        return
-    for line in lines:
-        instruction, _, path = line.partition("=")
-        if instruction in ("cargo:rerun-if-changed", "cargo::rerun-if-changed"):
-            named = package.manifest_path.parent / path
-            yield from (named.rglob("*") if named.is_dir() else [named])

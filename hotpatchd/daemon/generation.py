@@ -1,11 +1,11 @@
-"""What the daemon knows of one full build of a program: its symbols, how its crates compile, how its patches are made.
+"""What the daemon knows of one full build: programs and their symbols, how crates compile, how patches are made.
 
 A restart makes a new generation; nothing of the old one is used any more.
 """
 
 import asyncio
 import shutil
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot
 from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.crate_inputs import inputs_of
-from hotpatchd.daemon.fatbuild import FatBuild
+from hotpatchd.daemon.fatbuild import BuiltProgram, FatBuild
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import identify
@@ -63,101 +63,64 @@ class ImageTools:
     hot_calls: JumpTableClients
 
 
-class Generation:
-    """One full build of the program.
+class Host:
+    """One program of a generation.
 
     Args:
-        built: the build.
-        link_line: the command that linked the program.
+        program: as it was built.
+        link_line: the command that linked it.
         images: what images are made with; None where the program does not take them.
+        name: of its tip crate, among all that are compiled.
+        kept_executable: another name of its file, which stays when cargo builds another.
         state_dir: the daemon's directory.
-        links_client: whether the client is linked into the program.
-        ansi: whether diagnostics are coloured.
     """
 
     def __init__(
         self,
-        built: Built,
+        program: BuiltProgram,
         link_line: LinkLine,
         images: ImageTools | None,
         *,
+        name: str,
+        kept_executable: Path,
         state_dir: Path,
-        links_client: bool,
-        ansi: bool,
     ) -> None:
-        self.fat = built.fat
-        self.build_id = program_build_id(built.fat.executable)
+        self.program = program
+        self.build_id = program_build_id(kept_executable)
         self.images = images
-        self.full_build = dict(built.full_build)
-        self.kept_executable = _keep(built.fat.executable, state_dir / "programs", self.build_id)
-        self.builder = ThinBuilder(plan_thin_crates(built.fat.captures, thin_dir=str(state_dir / "thin"), ansi=ansi))
-        self._snapshot: Snapshot | None = built.snapshot
+        self.name = name
         self._link_line = link_line
-        self._links_client = links_client
+        self._kept_executable = kept_executable
         self._state_dir = state_dir
         self._patcher: Patcher | None = None
         self._make_library_patcher: Callable[[], Coroutine[Any, Any, LibraryPatcher]] | None = None
         self._library_patcher: asyncio.Task[LibraryPatcher] | None = None
 
-    @property
-    def crate_names(self) -> tuple[str, ...]:
-        """The crates that are compiled when they are edited."""
-        return tuple(crate.name for crate in self.builder.crates)
-
     def executable(self) -> Path:
-        """The program's file; a copy where cargo has put another build in its place since."""
-        return self.fat.executable if self.newest_build_id() == self.build_id else self.kept_executable
+        """The program's file; another name of it where cargo has put another build in its place since."""
+        return self.program.executable if self.newest_build_id() == self.build_id else self._kept_executable
 
     def newest_build_id(self) -> str | None:
         """The build id of what is at the program's place now; None where that is no program."""
         try:
-            return program_build_id(self.fat.executable)
+            return program_build_id(self.program.executable)
         except HotpatchdError:
             return None
 
-    def inputs(self) -> BuildInputs:
-        """The files that the program is made from."""
-        return inputs_of(self.builder.crates, self.full_build)
-
-    async def make_baseline(self, touched: Callable[[], Iterable[str]]) -> BuildObjects:
-        """The objects of the program's own source, and whatever patches are made with.
+    async def take_baseline(self, baseline: BuildObjects, crate_names: frozenset[str], *, links_client: bool) -> None:
+        """Make ready what its patches are made with.
 
         Args:
-            touched: files that were written to since the build began; some may have been read before, some after.
-
-        Raises:
-            HotpatchdError: the source does not compile with the arguments of a thin rebuild, or the link line is none.
+            baseline: the objects of the source that it was built from.
+            crate_names: names of the crates that are compiled; functions of theirs are named in verdicts.
+            links_client: whether the client is linked into it.
         """
-        fat, snapshot = self.fat, self._snapshot
-        assert snapshot is not None
-        result = await self.builder.build(frozenset(self.crate_names))
-        baseline = result.program
-        edited = await asyncio.to_thread(snapshot.edited)
-        edited |= snapshot.texts.keys() & set(touched())
-        if edited:
-            shadow = self._state_dir / "shadow"
-            baseline = await build_snapshot(fat.captures, snapshot, edited, shadow) or baseline
-            if baseline is result.program:
-                for file in edited:
-                    self.full_build[file] = "file was edited before the first objects were ready; it"
-        self._snapshot = None
-        if baseline is None:
-            raise BuildError(
-                "the program's source does not compile with the arguments of a thin rebuild",
-                output="\n".join(result.diagnostics),
-            )
-        await self._ready_patchers(baseline)
-        baseline.forget_units()
-        return baseline
-
-    async def _ready_patchers(self, baseline: BuildObjects) -> None:
-        fat, images, link_line = self.fat, self.images, self._link_line
-        native = await static_libraries(link_line) if self._links_client else ()
+        images, link_line, tip = self.images, self._link_line, self.program.tip
+        native = await static_libraries(link_line) if links_client else ()
         archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
         await asyncio.to_thread(archive_set.warm)
-        crate_names = frozenset(crate.capture.crate_name for crate in self.builder.crates)
         if images is not None:
-            optimised = any(opt_level_of(capture.argv) != "0" for capture in fat.captures)
+            optimised = any(opt_level_of(capture.argv) != "0" for capture in self.program.captures)
             self._patcher = Patcher(
                 host=images.host,
                 archives=archive_set,
@@ -165,7 +128,7 @@ class Generation:
                 linker=images.linker,
                 crate_names=crate_names,
                 baseline=baseline,
-                host_code=HostCode(self.kept_executable, images.host.header) if optimised else None,
+                host_code=HostCode(self._kept_executable, images.host.header) if optimised else None,
                 carriers=images.carriers,
                 state_dir=self._state_dir,
             )
@@ -175,14 +138,15 @@ class Generation:
                 program=ProgramSymbols(await asyncio.to_thread(read_symbols, self.executable())),
                 archives=archive_set,
                 link_line=link_line,
-                target=fat.tip.triple,
-                linker=await choose_linker(link_line, fat.tip.triple, fat.tip.rustc),
+                target=tip.triple,
+                linker=await choose_linker(link_line, tip.triple, tip.rustc),
                 crate_names=crate_names,
                 baseline=baseline,
                 state_dir=self._state_dir,
             )
 
         self._make_library_patcher = library_patcher
+        baseline.forget_units()
 
     async def patcher_for(self, session: Session) -> Patcher | LibraryPatcher:
         """What makes the patches of a client.
@@ -204,25 +168,117 @@ class Generation:
             raise
 
 
+class Generation:
+    """One full build, with all programs that it made.
+
+    Args:
+        built: the build.
+        images: for each program, what images are made with; None where it does not take them.
+        state_dir: the daemon's directory.
+        links_client: whether the client is linked into the programs.
+        ansi: whether diagnostics are coloured.
+
+    Raises:
+        HotpatchdError: a captured command cannot be understood, or a program cannot be read.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        images: Sequence[ImageTools | None],
+        *,
+        state_dir: Path,
+        links_client: bool,
+        ansi: bool,
+    ) -> None:
+        fat = self.fat = built.fat
+        self.full_build = dict(built.full_build)
+        tips = [program.tip for program in fat.programs]
+        self.builder = ThinBuilder(
+            plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
+        )
+        names = {crate.capture.key: crate.name for crate in self.builder.crates if crate.is_tip}
+        kept = _keep([program.executable for program in fat.programs], state_dir / "programs")
+        self.hosts = tuple(
+            Host(
+                program,
+                link_line_of(program.tip),
+                tools,
+                name=names[program.tip.key],
+                kept_executable=place,
+                state_dir=state_dir,
+            )
+            for program, tools, place in zip(fat.programs, images, kept, strict=True)
+        )
+        self._snapshot: Snapshot | None = built.snapshot
+        self._links_client = links_client
+        self._state_dir = state_dir
+
+    @property
+    def crate_names(self) -> tuple[str, ...]:
+        """The crates that are compiled when they are edited."""
+        return tuple(crate.name for crate in self.builder.crates)
+
+    def host(self, build_id: str) -> Host | None:
+        """The program with a build id."""
+        return next((host for host in self.hosts if host.build_id == build_id), None)
+
+    def inputs(self) -> BuildInputs:
+        """The files that the programs are made from."""
+        return inputs_of(self.builder.crates, self.full_build)
+
+    async def make_baseline(self, touched: Callable[[], Iterable[str]]) -> Mapping[str, BuildObjects]:
+        """The objects of the programs' own source, by host, and whatever patches are made with.
+
+        Args:
+            touched: files that were written to since the build began; some may have been read before, some after.
+
+        Raises:
+            HotpatchdError: the source does not compile with the arguments of a thin rebuild.
+        """
+        fat, snapshot = self.fat, self._snapshot
+        assert snapshot is not None
+        result = await self.builder.build(self.crate_names)
+        baseline: Mapping[str, BuildObjects] | None = None if result.failed else result.objects
+        edited = await asyncio.to_thread(snapshot.edited)
+        edited |= snapshot.texts.keys() & set(touched())
+        if edited:
+            shadow, tips = self._state_dir / "shadow", [program.tip for program in fat.programs]
+            as_built = await build_snapshot(fat.captures, tips, snapshot, edited, shadow)
+            if as_built is None:
+                for file in edited:
+                    self.full_build[file] = "file was edited before the first objects were ready; it"
+            baseline = as_built or baseline
+        self._snapshot = None
+        if baseline is None:
+            raise BuildError(
+                "the program's source does not compile with the arguments of a thin rebuild",
+                output="\n".join(result.diagnostics),
+            )
+        crate_names = frozenset(crate.capture.crate_name for crate in self.builder.crates)
+        for host in self.hosts:
+            await host.take_baseline(baseline[host.name], crate_names, links_client=self._links_client)
+        return baseline
+
+
 async def image_tools(
-    fat: FatBuild,
-    link_line: LinkLine,
+    program: BuiltProgram,
     state_dir: Path,
     hot_calls: Callable[[HostIndex, CarrierLinker], JumpTableClients],
 ) -> ImageTools:
     """What images are made with.
 
     Args:
-        fat: the full build.
-        link_line: the command that linked the program.
+        program: as it was built.
         state_dir: the daemon's directory.
         hot_calls: makes the list of the programs that use the `subsecond` crate.
 
     Raises:
         HotpatchdError: the program's symbols cannot be read, or its linker is not known.
     """
-    host = await asyncio.to_thread(host_index, fat.executable, state_dir / "hosts")
-    carriers = CarrierLinker(link_line, fat.tip.triple, _compiler(fat.tip), MACHINES[host.header.machine], state_dir)
+    tip, link_line = program.tip, link_line_of(program.tip)
+    host = await asyncio.to_thread(host_index, program.executable, state_dir / "hosts")
+    carriers = CarrierLinker(link_line, tip.triple, _compiler(tip), MACHINES[host.header.machine], state_dir)
     linker = await identify(link_line)
     return ImageTools(host=host, linker=linker, carriers=carriers, hot_calls=hot_calls(host, carriers))
 
@@ -245,13 +301,16 @@ def _compiler(tip: Capture) -> tuple[str, ...]:
     return (tip.rustc, *target, *sysroot[-2:])
 
 
-def _keep(executable: Path, directory: Path, build_id: str) -> Path:
-    """Another name for the program's file, which stays when cargo builds another; earlier ones are removed."""
+def _keep(executables: Iterable[Path], directory: Path) -> list[Path]:
+    """Other names for the programs' files, which stay when cargo builds others; those of earlier builds are removed."""
     shutil.rmtree(directory, ignore_errors=True)
-    place = directory / build_id / executable.name
-    place.parent.mkdir(parents=True)
-    try:
-        place.hardlink_to(executable)
-    except OSError:
-        shutil.copy2(executable, place)
-    return place
+    kept = []
+    for number, executable in enumerate(executables):
+        place = directory / str(number) / executable.name
+        place.parent.mkdir(parents=True)
+        try:
+            place.hardlink_to(executable)
+        except OSError:
+            shutil.copy2(executable, place)
+        kept.append(place)
+    return kept

@@ -6,13 +6,14 @@ nothing but the standard library is imported here.
 """
 
 import contextlib
+import itertools
 import os
 import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -21,6 +22,8 @@ Reach = Literal["process", "group"]
 
 _GRACE_S = 3.0
 _REMOVE_WITHIN_S = 5.0
+_FIND_WITHIN_S = 1.0
+_MARK = "HOTPATCHD_STARTED"
 _START_TIME = 19  # of the fields after the command's name, counted from 0
 
 
@@ -72,6 +75,7 @@ class Guardian:
             cwd="/",
             start_new_session=True,
         )
+        self._starts = itertools.count()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -80,6 +84,24 @@ class Guardian:
         with contextlib.suppress(BrokenPipeError):
             self._helper.stdin.close()
         self._helper.wait()
+
+    @contextlib.contextmanager
+    def starting(self, *, reach: Reach, signal: int) -> Iterator[dict[str, str]]:
+        """The context in which a child is started and registered: it is found, too, if this process dies in between.
+
+        Args:
+            reach: as for `add`.
+            signal: as for `add`.
+
+        Returns:
+            an addition to the child's environment.
+        """
+        mark = f"{self._helper.pid}.{next(self._starts)}"
+        self._tell(f"begin {mark} {reach} {int(signal)}")
+        try:
+            yield {_MARK: mark}
+        finally:
+            self._tell(f"begun {mark}")
 
     def add(self, pid: int, *, reach: Reach, signal: int) -> None:
         """Register a child that has not been waited for.
@@ -117,8 +139,8 @@ def remove_control_group(directory: Path) -> bool:
 
     Source: Linux, Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill" (5.14 and later).
     """
-    with contextlib.suppress(OSError):
-        (directory / "cgroup.kill").write_text("1")
+    with contextlib.suppress(OSError), open(os.open(directory / "cgroup.kill", os.O_WRONLY), "w") as kill:
+        kill.write("1")
     deadline = time.monotonic() + _REMOVE_WITHIN_S
     while True:
         try:
@@ -149,11 +171,30 @@ def _end(wards: Iterable[_Ward]) -> None:
             ward.send(signal.SIGKILL)
 
 
+def _find(starts: Mapping[str, tuple[Reach, int]]) -> Iterator[_Ward]:
+    """The children that were being started; they show their marks once they run what they were started for."""
+    wanted = {f"{_MARK}={mark}".encode(): start for mark, start in starts.items()}
+    deadline = time.monotonic() + _FIND_WITHIN_S
+    while wanted and time.monotonic() < deadline:
+        for entry in os.listdir("/proc"):
+            with contextlib.suppress(OSError):
+                marks = wanted.keys() & set(Path("/proc", entry, "environ").read_bytes().split(b"\0"))
+                started = start_time(int(entry)) if marks else None
+                if started is not None:
+                    yield _Ward(int(entry), started, *wanted.pop(marks.pop()))
+        time.sleep(0.01)
+
+
 def _main() -> None:
     wards: dict[int, _Ward] = {}
+    starts: dict[str, tuple[Reach, int]] = {}
     control_groups = []
     for line in sys.stdin.buffer:
         match os.fsdecode(line.rstrip(b"\n")).split(" "):
+            case ["begin", mark, ("process" | "group") as reach, number]:
+                starts[mark] = reach, int(number)
+            case ["begun", mark]:
+                del starts[mark]
             case ["add", pid, started, ("process" | "group") as reach, number]:
                 wards[int(pid)] = _Ward(int(pid), int(started), reach, int(number))
             case ["remove", pid]:
@@ -162,7 +203,7 @@ def _main() -> None:
                 control_groups.append(Path(" ".join(words)))
             case ["end"]:
                 return
-    _end(wards.values())
+    _end([*wards.values(), *_find(starts)])
     for directory in control_groups:
         remove_control_group(directory)
 

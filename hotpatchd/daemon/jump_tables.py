@@ -157,6 +157,15 @@ class JumpTableClients:
     def __contains__(self, client: int) -> bool:
         return client in self._clients
 
+    def is_for(self, event: DevtoolsConnected | DevtoolsLost) -> bool:
+        """Whether an event is about a process of the program that is watched here."""
+        if isinstance(event, DevtoolsLost) or event.pid is None:
+            return event.client in self._clients
+        try:
+            return build_id_of(Path(f"/proc/{event.pid}/exe")) == self._host.header.build_id
+        except ObjectError:
+            return False
+
     def take(self, event: DevtoolsConnected | DevtoolsLost) -> None:
         """Take in that one connected or left."""
         match event:

@@ -28,9 +28,9 @@ from hotpatchd.core.library import (
     renamed,
 )
 from hotpatchd.core.linkline import LinkLine
+from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
-from hotpatchd.core.messages import Prepared
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.linking import identify, run_linker
 from hotpatchd.daemon.patcher import (
@@ -197,7 +197,9 @@ class LibraryPatcher:
         candidates = {unit.name: unit for unit in objects.changed_since(self.baseline)}
         differences = find_differences(candidates.values(), self.baseline.fingerprint, host)
         roots = choose_roots(differences.changed, session.running, host, objects)
-        notes = edit_notes(objects, before, host) + absence_notes(filter(self._is_own, differences.absent))
+        notes = edit_notes(objects, before, host) + absence_notes(
+            filter(self._is_own, differences.absent), objects, before
+        )
         if session.redirect == "jump_table":
             roots = with_leading(roots, differences.absent, objects, host)
             notes += hot_call_notes(roots, roots)

@@ -99,10 +99,7 @@ class Limits:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """The context in which a process is to be started; it inherits the processors that it may run on.
-
-        No other task may run in it before the process is started.
-        """
+        """The context in which a process is to be started, by this thread; it inherits what processors it may use."""
         if not self._is_pinned:
             yield
             return

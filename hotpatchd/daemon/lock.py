@@ -5,29 +5,20 @@ content, which names the holder, means something only while the lock is held. `<
 commands where the daemon of a state directory listens.
 """
 
-import asyncio
 import fcntl
-import hashlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from hotpatchd.core.errors import BuildError, UsageError
-from hotpatchd.core.freshness import Judgement, StampFailed, TreeStamp, judge
-from hotpatchd.daemon.processes import run_process
+from hotpatchd.core.errors import UsageError
 
 SCHEMA = 1
-
-# An `flock` lock belongs to the open file, not to the process: a helper that was given the file waits for all who
-# have it, and can be killed, which a thread that waits cannot.
-_WAIT = "import fcntl; fcntl.flock(0, fcntl.LOCK_EX)"
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,66 +139,6 @@ class StateLock:
 
     def _remove_daemon_json(self) -> None:
         (self._state_dir / "daemon.json").unlink(missing_ok=True)
-
-
-class BuildLock:
-    """The right to build a source tree into a target directory, as an asynchronous context manager.
-
-    Who comes second waits, and the kernel wakes it.
-
-    Args:
-        state_dir: the daemon's directory, in the target directory.
-        root: of the source tree.
-        look: takes a stamp of the source tree, before and after waiting.
-        waiting: is told who has the lock, once, where it has to be waited for.
-
-    Attributes:
-        news: what happened to the source tree while this waited.
-        left_by: a process that died while it built, where that is what was found.
-
-    Raises:
-        BuildError: on entering, when the lock cannot be waited for.
-    """
-
-    def __init__(
-        self,
-        state_dir: Path,
-        root: Path,
-        *,
-        look: Callable[[], TreeStamp | StampFailed],
-        waiting: Callable[[str], None],
-    ) -> None:
-        tree = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
-        self._lock = LockFile(state_dir / f"build-{tree}.lock")
-        self._look = look
-        self._waiting = waiting
-        self.news = Judgement(news="nothing")
-        self.left_by: Holder | None = None
-
-    async def __aenter__(self) -> Self:
-        try:
-            if not self._lock.try_lock():
-                self._waiting(str(self._lock.holder() or "a build that is starting"))
-                before = await asyncio.to_thread(self._look)
-                while not self._lock.try_lock():
-                    await self._wait()
-                self.news = judge(before, await asyncio.to_thread(self._look))
-        except BaseException:
-            self._lock.close()
-            raise
-        self.left_by = self._lock.holder()
-        self._lock.sign()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lock.release()
-
-    async def _wait(self) -> None:
-        finished = await run_process([sys.executable, "-ISE", "-c", _WAIT], stdin=self._lock.fd, takes_turn=False)
-        if finished.status:
-            raise BuildError(f"waiting for {self._lock.path} failed", output=finished.stderr.decode(errors="replace"))
 
 
 def read_daemon(state_dir: Path) -> DaemonInfo | None:

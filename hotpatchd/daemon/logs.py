@@ -9,6 +9,8 @@ from typing import TextIO
 
 import structlog
 
+BUILD_ABANDONED = "build.abandoned"
+BUILD_WAITED = "build.waited"
 CLIENT_CONNECTED = "client.connected"
 CLIENT_LOST = "client.lost"
 CLIENT_REJECTED = "client.rejected"

@@ -6,8 +6,8 @@
     partial/                        files that are being written
     lock                            held shared by whoever stores, exclusively by whoever deletes
 
-A blob is a hard link of the file that was stored, and what is taken out is one of the blob, so that it is the very file:
-who compares files by inode sees that nothing changed. That is right for files that nobody writes into: rustc links and
+A blob is a hard link of the file that was stored, and what is taken out is one of the blob, so it is the very file: who
+compares files by inode sees that nothing changed. That is right for files that nobody writes into: rustc links and
 unlinks objects and metadata, and truncates neither. Their mode is left alone, since rustc copies it with the file, and
 could not write over that copy later. Files that others do write into are copied.
 
@@ -23,6 +23,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -80,7 +81,7 @@ class Digests:
             if stat.S_ISDIR(found.st_mode):
                 return digest_of("directory", *sorted(os.listdir(path)))
             if found.st_ctime_ns > now_ns - _RACY_NS:
-                return _digest_of_file(path)
+                return digest_of_file(path)
             stamps = (found.st_mtime_ns, found.st_ctime_ns)
             return self._remembered(path, (found.st_dev, found.st_ino, found.st_size, *stamps))
         except (FileNotFoundError, NotADirectoryError):
@@ -91,7 +92,7 @@ class Digests:
         if known is None:
             if len(self._known) >= _MEMO_SIZE:
                 self._known.clear()
-            known = self._known[identity] = _digest_of_file(path)
+            known = self._known[identity] = digest_of_file(path)
         return known
 
 
@@ -173,7 +174,8 @@ class ObjectCache:
             Whether it is there now; otherwise it was missing or damaged in the cache.
         """
         blob = self._blobs / digest
-        path.unlink(missing_ok=True)
+        if path.exists():
+            path.unlink()
         try:
             if copied or not _link(blob, path):
                 shutil.copyfile(blob, path)
@@ -223,7 +225,7 @@ class ObjectCache:
             sizes = {blob.name: blob.stat().st_size for blob in os.scandir(self._blobs)}
             used = sorted(((found.stat().st_mtime_ns, found.name) for found in os.scandir(self._entries)), reverse=True)
             kept: set[str] = set()
-            total, oldest_ns = 0, 0
+            total, oldest_ns = 0, sys.maxsize
             is_full = False
             for used_ns, key in used:
                 path = self._entries / key
@@ -253,24 +255,36 @@ class ObjectCache:
                 directory.rmdir()
 
     def _add_blob(self, path: Path, *, copied: bool) -> str:
-        if not copied:
-            digest = self.digests.of_immutable(path)
-            blob = self._blobs / digest
-            if blob.exists():
-                return digest
-            try:
-                if _link(path, blob):
-                    self._growth += blob.stat().st_size
-                    return digest
-            except FileExistsError:
-                return digest
+        """Store a file by its content; what is there by that name is kept only if it is what its name says."""
+        if copied:
+            return self._copy_blob(path)
+        digest = self.digests.of_immutable(path)
+        blob = self._blobs / digest
+        if self._is_whole(blob):
+            return digest
+        blob.unlink(missing_ok=True)
+        try:
+            if not _link(path, blob):
+                return self._copy_blob(path)
+        except FileExistsError:  # Another process stored the same just now.
+            return digest
+        self._growth += path.stat().st_size
+        return digest
+
+    def _copy_blob(self, path: Path) -> str:
         with self._new_file() as (file, partial):
             file.close()
             shutil.copyfile(path, partial)
-            digest = _digest_of_file(partial)
+            digest = digest_of_file(partial)
             self._growth += partial.stat().st_size
             partial.replace(self._blobs / digest)
         return digest
+
+    def _is_whole(self, blob: Path) -> bool:
+        try:
+            return self.digests.of_immutable(blob) == blob.name
+        except FileNotFoundError:
+            return False
 
     def _write(self, path: Path, content: bytes) -> None:
         with self._new_file() as (file, partial):
@@ -321,6 +335,11 @@ def _digest_of(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=DIGEST_SIZE).hexdigest()
 
 
-def _digest_of_file(path: Path | str) -> str:
+def digest_of_file(path: Path | str) -> str:
+    """Digest of a file's content.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_SIZE)).hexdigest()

@@ -21,9 +21,9 @@ from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.inlining import find_stale_callers
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
+from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
-from hotpatchd.core.messages import Prepared
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
 from hotpatchd.daemon.linking import run_linker
@@ -93,7 +93,7 @@ class Patcher:
         carriers: CarrierLinker,
         state_dir: Path,
     ) -> None:
-        self.host = host
+        self.host = host.without_private(host_code.addresses_taken()) if host_code else host
         self.machine = MACHINES[host.header.machine]
         self.archives = archives
         self.link_line = link_line
@@ -214,6 +214,7 @@ class Patcher:
             archives=self.archives,
             baseline_state=self._baseline_state,
             redirect=session.redirect,
+            shares_constants=True,
         )
         places, places_end = _place_thread_locals(session, selection.thread_locals)
         refusals = [
@@ -223,8 +224,9 @@ class Patcher:
             *self._unreachable(session, selection),
         ]
         notes = edit_notes(objects, before, live)
-        if edited == differences.changed:
-            notes += absence_notes(filter(self._is_own, differences.absent))
+        # In an optimised program, a function without a symbol may be part of one that is replaced.
+        if self.host_code is None or not edited:
+            notes += absence_notes(filter(self._is_own, differences.absent), objects, before)
         if session.redirect == "jump_table":
             notes += hot_call_notes(edited, roots)
         if places_end > session.hello.thread_locals.size:
@@ -538,10 +540,20 @@ def hot_call_notes(edited: Sequence[str], roots: Iterable[str]) -> list[Note]:
     return [Note(symbol=demangle(edited[0]), note="not_hot", detail=detail)]
 
 
-def absence_notes(absent: Iterable[str]) -> list[Note]:
-    """Notes for changed functions that the program does not have."""
+def absence_notes(absent: Iterable[str], objects: BuildObjects, before: BuildObjects) -> list[Note]:
+    """Notes for functions that an edit changed and that the program does not have.
+
+    Args:
+        absent: functions that the program does not have, and that differ from its source, by whichever edit.
+        objects: the newest objects.
+        before: those of the build before.
+    """
     detail = "the running program has no such function: nothing calls it"
-    return [Note(symbol=demangle(name), note="not_in_host", detail=detail) for name in absent]
+    return [
+        Note(symbol=demangle(name), note="not_in_host", detail=detail)
+        for name in absent
+        if objects.fingerprint(name) != before.fingerprint(name)
+    ]
 
 
 def edit_notes(objects: BuildObjects, before: BuildObjects, host: Host) -> list[Note]:

@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO
+from typing import Literal
 
 from hotpatchd.core.errors import BuildError
 from hotpatchd.daemon.guardian import Guardian, Reach
@@ -56,6 +57,12 @@ def caring(limits: Limits) -> Iterator[None]:
             _CARE.reset(token)
 
 
+def starting(*, reach: Reach, signal: int) -> AbstractContextManager[Mapping[str, str]]:
+    """The context in which a child is started and guarded; see `Guardian.starting`."""
+    care = _CARE.get()
+    return care.guardian.starting(reach=reach, signal=signal) if care else nullcontext({})
+
+
 def guard(pid: int, *, reach: Reach, signal: int) -> None:
     """From now on a child is ended when this process is killed; see `Guardian.add`."""
     if care := _CARE.get():
@@ -68,17 +75,69 @@ def release(pid: int) -> None:
         care.guardian.remove(pid)
 
 
+class Child:
+    """A started program; waiting for it takes no thread.
+
+    Args:
+        process: with pipes for what is to be read of it.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._transports: list[asyncio.BaseTransport] = []
+        self.pid = process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.returncode
+
+    async def read(
+        self, name: Literal["stdout", "stderr"] = "stdout", tell: Callable[[bytes], None] | None = None
+    ) -> bytes:
+        """All that it prints; `tell` is given each line at once, line end included."""
+        pipe = self._process.stdout if name == "stdout" else self._process.stderr
+        assert pipe is not None
+        stream = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), pipe
+        )
+        self._transports.append(transport)
+        return await _read_lines(stream, tell)
+
+    async def wait(self) -> int:
+        """Wait for its end; returns its status."""
+        if self._process.poll() is None:
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+            fd = os.pidfd_open(self.pid)
+            loop.add_reader(fd, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(fd)
+                os.close(fd)
+        return self._process.wait()
+
+    def close(self) -> None:
+        """Stop reading."""
+        for transport in self._transports:
+            transport.close()
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None and not self._transports:
+                pipe.close()
+
+
 @asynccontextmanager
 async def limited_process(
     argv: Sequence[str],
     *,
     cwd: str | os.PathLike[str] | None,
     env: Mapping[str, str] | None,
-    stdin: int = asyncio.subprocess.DEVNULL,
-    stderr: int | IO[bytes] | None = None,
+    stdin: int = subprocess.DEVNULL,
+    stderr: int | None = None,
     own_session: bool,
     turn: Turn | None,
-) -> AsyncIterator[asyncio.subprocess.Process]:
+) -> AsyncIterator[Child]:
     """Start a program in a process group of its own, within the limits, its standard output a pipe.
 
     The context ends with the program, or kills the whole group.
@@ -98,29 +157,34 @@ async def limited_process(
     care = _CARE.get()
     limits = care.limits if care and turn else None
     async with limits.jobserver.turn(turn) if limits and turn else nullcontext():
-        with limits.starting() if limits else nullcontext():
-            process = await asyncio.create_subprocess_exec(
-                *argv,
+        # Not by asyncio: the guardian and the limits must know of the process before anything else happens.
+        with starting(reach="group", signal=signal.SIGKILL) as mark, limits.starting() if limits else nullcontext():
+            added = {**mark, **(limits.jobserver.environ() if limits else {})}
+            process = subprocess.Popen(  # noqa: ASYNC220
+                argv,
                 cwd=cwd,
-                env={**(os.environ if env is None else env), **limits.jobserver.environ()} if limits else env,
+                env={**(os.environ if env is None else env), **added},
                 stdin=stdin,
-                stdout=asyncio.subprocess.PIPE,
+                stdout=subprocess.PIPE,
                 stderr=stderr,
+                bufsize=0,
                 pass_fds=limits.jobserver.fds if limits else (),
                 start_new_session=own_session,
                 process_group=None if own_session else 0,
             )
-        guard(process.pid, reach="group", signal=signal.SIGKILL)
+            guard(process.pid, reach="group", signal=signal.SIGKILL)
+        child = Child(process)
         try:
             if limits:
-                limits.started(process.pid)
-            yield process
+                limits.started(child.pid)
+            yield child
         finally:
-            if process.returncode is None:
+            if child.status is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-            release(process.pid)
+                    os.killpg(child.pid, signal.SIGKILL)
+                await child.wait()
+            release(child.pid)
+            child.close()
 
 
 async def run_process(
@@ -129,7 +193,7 @@ async def run_process(
     cwd: str | None = None,
     env: Mapping[str, str] | None = None,
     on_stderr: Callable[[bytes], None] | None = None,
-    stdin: int = asyncio.subprocess.DEVNULL,
+    stdin: int = subprocess.DEVNULL,
     takes_turn: bool = True,
 ) -> Finished:
     """Run a program to its end, without a terminal.
@@ -153,20 +217,17 @@ async def run_process(
             cwd=cwd,
             env=env,
             stdin=stdin,
-            stderr=asyncio.subprocess.PIPE,
+            stderr=subprocess.PIPE,
             own_session=True,
             turn="tool" if takes_turn else None,
-        ) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            reading = (process.stdout.read(), _read_lines(process.stderr, on_stderr))
-            stdout, stderr = await asyncio.gather(*reading)
-            await process.wait()
+        ) as child:
+            stdout, stderr = await asyncio.gather(child.read("stdout"), child.read("stderr", on_stderr))
+            status = await child.wait()
     except OSError as error:
         raise BuildError(
             f"cannot start `{argv[0]}`: {error.strerror}", hint="is it installed, and is it on the PATH of the build?"
         ) from error
-    return Finished(status=process.returncode or 0, stdout=stdout, stderr=stderr)
+    return Finished(status=status, stdout=stdout, stderr=stderr)
 
 
 async def _read_lines(stream: asyncio.StreamReader, tell: Callable[[bytes], None] | None) -> bytes:

@@ -5,17 +5,34 @@ Source: git's documentation, gitrepository-layout(5), gitglossary(7) and gitform
 
 import os
 import string
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from hotpatchd.core.freshness import Head, StampFailed, TreeStamp
+from hotpatchd.core.settle import IGNORED_DIRS
 
+_SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _MOST_SYMBOLIC = 5
 """As many references that name a reference does git follow."""
 
 
 class _Unreadable(Exception):
     """Something of git's is not as expected; the text says what."""
+
+
+def source_files(roots: Iterable[Path], excluded: Container[Path]) -> Iterator[str]:
+    """The files below some directories that cargo and rustc read, by their names; for when nothing was built yet.
+
+    Args:
+        roots: of packages and workspaces.
+        excluded: directories not to look into, such as the target directory.
+    """
+    for root in roots:
+        for directory, subdirectories, names in os.walk(root):
+            subdirectories[:] = [
+                name for name in subdirectories if name not in IGNORED_DIRS and Path(directory, name) not in excluded
+            ]
+            yield from (os.path.join(directory, name) for name in names if name.endswith(_SOURCE_SUFFIXES))
 
 
 def take_stamp(root: Path, files: Iterable[str | Path]) -> TreeStamp | StampFailed:

@@ -41,7 +41,7 @@ from hotpatchd.daemon.commands import Commands
 from hotpatchd.daemon.crate_inputs import captured_files
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
-from hotpatchd.daemon.generation import Built, Generation, image_tools, link_line_of
+from hotpatchd.daemon.generation import Built, Generation, image_tools
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.keys import Keys
 from hotpatchd.daemon.lock import StateLock
@@ -140,7 +140,7 @@ class Daemon:
         self._program: RunningProgram | None = None
         self._built: Built | None = None
         self._generation: Generation | None = None
-        self._objects: dict[int, BuildObjects] = {}
+        self._objects: dict[int, Mapping[str, BuildObjects]] = {}
         self._batches = 0
         self._changed_in: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -235,9 +235,9 @@ class Daemon:
         return (*exports, *client)
 
     @property
-    def _hot_calls(self) -> JumpTableClients | None:
-        images = self._generation.images if self._generation else None
-        return images.hot_calls if images else None
+    def _hot_calls(self) -> list[JumpTableClients]:
+        hosts = self._generation.hosts if self._generation else ()
+        return [host.images.hot_calls for host in hosts if host.images]
 
     async def _build(self, reason: BuildReason) -> None:
         """A full build, to its end; what was built is in `_built` unless it is one in the background."""
@@ -293,13 +293,12 @@ class Daemon:
         assert built is not None
         started = time.perf_counter()
         await self._end_program()
-        link_line = link_line_of(built.fat.tip)
 
         def hot_calls(host: HostIndex, carriers: CarrierLinker) -> JumpTableClients:
             return JumpTableClients(
                 server=self.server,
                 host=host,
-                target=built.fat.tip.triple,
+                target=self._triple,
                 carriers=carriers,
                 directory=self.state_dir / "patches",
                 known=self._instances.get,
@@ -308,10 +307,12 @@ class Daemon:
             )
 
         takes_images = self._support.patch == "image"
-        images = await image_tools(built.fat, link_line, self.state_dir, hot_calls) if takes_images else None
+        images = [
+            await image_tools(program, self.state_dir, hot_calls) if takes_images else None
+            for program in built.fat.programs
+        ]
         generation = self._generation = Generation(
             built,
-            link_line,
             images,
             state_dir=self.state_dir,
             links_client=self._linked_client is not None,
@@ -319,7 +320,7 @@ class Daemon:
         )
         self._objects = {}
         for client, hello in list(self._hellos.items()):
-            if hello.build_id != generation.build_id:
+            if generation.host(hello.build_id) is None:
                 self.server.dismiss(client)
         self._lock.publish(url=self._url, token=self._token)
         if self._args is not None:
@@ -368,7 +369,7 @@ class Daemon:
     async def _start_again(self) -> None:
         assert self._generation is not None
         await self._end_program()
-        await self._start_program(await asyncio.to_thread(self._generation.executable))
+        await self._start_program(await asyncio.to_thread(self._generation.hosts[0].executable))
 
     async def _follow_files(self) -> None:
         async for batch in self._watcher.batches():
@@ -378,8 +379,8 @@ class Daemon:
         files = tuple(map(str, batch.files))
         self._batches += 1
         self._changed_in.update(dict.fromkeys(files, self._batches))
-        if self._hot_calls is not None:
-            self._hot_calls.tell_assets(file for file in files if is_asset(file))
+        for hot_calls in self._hot_calls:
+            hot_calls.tell_assets(file for file in files if is_asset(file))
         self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
 
     async def _rescan(self, files: Sequence[Path]) -> bool:
@@ -406,8 +407,7 @@ class Daemon:
                 assert self._rebuilding is not None
                 self._rebuilding.cancel()
             case core.Prepare():
-                objects, before = self._objects[command.objects], self._objects[command.before]
-                self._spawn(self._prepare(command.session, command.edit, objects, before))
+                self._spawn(self._prepare(command, self._objects[command.objects], self._objects[command.before]))
             case core.Send():
                 self._send(command.client)
             case core.SendUndo():
@@ -446,9 +446,10 @@ class Daemon:
 
     def _send(self, client: int) -> None:
         ready = self._ready.pop(client)
-        if ready.carrier is not None and self._hot_calls is not None:
+        if ready.carrier is not None:
             since_edit_ms = (time.time() - self.state.outcome.last_write) * 1000
-            self._spawn(self._hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms))
+            hot_calls = next(found for found in self._hot_calls if client in found)
+            self._spawn(hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms))
             return
         assert ready.patch is not None
         self._payloads[ready.patch.patch] = ready.payload
@@ -481,8 +482,9 @@ class Daemon:
         self.events.publish(event)
         self.terminal.show(event)
         notice = notice_of(event)
-        if notice and self._hot_calls is not None:
-            self._hot_calls.tell(notice)
+        if notice:
+            for hot_calls in self._hot_calls:
+                hot_calls.tell(notice)
         if isinstance(event, EditVerdict):
             record = to_record(event, time.time())
             _log.info(logs.EDIT_JUDGED, **{key: value for key, value in record.items() if key not in ("event", "ts")})
@@ -510,8 +512,8 @@ class Daemon:
             _log.exception(logs.REBUILD_FAILED)
             self._dispatch(self._not_rebuilt(crates, told(error)))
             return
-        if result.program is not None:
-            self._objects[self.state.edit] = result.program
+        if not result.failed:
+            self._objects[self.state.edit] = result.objects
         self._dispatch(
             core.Rebuilt(
                 crates=result.crates,
@@ -536,11 +538,16 @@ class Daemon:
             cancelled=cancelled,
         )
 
-    async def _prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> None:
+    async def _prepare(
+        self, command: core.Prepare, objects: Mapping[str, BuildObjects], before: Mapping[str, BuildObjects]
+    ) -> None:
+        session = command.session
         assert self._generation is not None
         try:
-            patcher = await self._generation.patcher_for(session)
-            ready = await patcher.prepare(session, edit, objects, before)
+            host = self._generation.host(session.hello.build_id)
+            assert host is not None
+            patcher = await host.patcher_for(session)
+            ready = await patcher.prepare(session, command.edit, objects[host.name], before[host.name])
         except Exception as error:
             _log.exception(logs.PATCH_FAILED)
             refusal = Refusal(symbol=None, reason="internal", detail=told(error))
@@ -553,13 +560,13 @@ class Daemon:
         if generation is None:
             detail = f"{hello.exe} (process {hello.pid}) came before the program was built"
             return Rejection(reason="build_id", detail=detail, retry=True)
-        if hello.build_id == generation.build_id:
+        if generation.host(hello.build_id):
             return None
-        if self._args is None and hello.build_id == generation.newest_build_id():
+        if self._args is None and hello.build_id in [host.newest_build_id() for host in generation.hosts]:
             self.terminal.say("Renewing", f"{hello.exe} (process {hello.pid}) was built anew")
             self._dispatch(core.RestartAsked())
             return Rejection(reason="build_id", detail="the daemon is about to know this build", retry=True)
-        watched = generation.fat.executable
+        watched = ", ".join(str(host.program.executable) for host in generation.hosts)
         detail = f"{hello.exe} (process {hello.pid}) is not the build that is watched, which is {watched}"
         self.terminal.say("Ignored", f"{detail}; start that one instead", "bold yellow")
         return Rejection(reason="build_id", detail=detail, retry=False)
@@ -575,8 +582,9 @@ class Daemon:
                     self._dispatch(core.Joined(session=fresh))
             case ClientAnswer():
                 session = self.state.sessions.get(event.client)
-                if isinstance(event.answer, Applied) and session and self._hot_calls:
-                    self._spawn(self._hot_calls.announce(session.hello.pid))
+                if isinstance(event.answer, Applied) and session:
+                    for hot_calls in self._hot_calls:
+                        self._spawn(hot_calls.announce(session.hello.pid))
                 since_ms = (time.perf_counter() - self._sent_at.get(event.client, 0.0)) * 1000
                 self._dispatch(
                     core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
@@ -591,8 +599,10 @@ class Daemon:
         if isinstance(event, DevtoolsUnavailable):
             self.terminal.say("Warning", f"{event.reason}: programs with {CARGO_HOT} cannot connect", "bold yellow")
         # Programs that connect before the build is done are of an earlier one.
-        elif self._hot_calls is not None:
-            self._hot_calls.take(event)
+        else:
+            for hot_calls in self._hot_calls:
+                if hot_calls.is_for(event) or len(self._hot_calls) == 1:
+                    hot_calls.take(event)
 
     def _welcome(self, client: int, hello: Hello) -> None:
         """A client that returns goes on where it was; one whose patches are not known here starts from its own code."""

@@ -53,8 +53,8 @@ _EVERYTHING = os.sep
 _GIT_LOCK = "index.lock"
 _LONG_AGO_S = 1.0
 _MOUNTINFO = Path("/proc/self/mountinfo")
-_POLLING_SHARE = 0.1
-_POLLING_ROUNDS = 10
+_POLLING_SHARE = 0.2
+_POLLING_BURST_S = 2.0
 _HOLLOW_LOOK_S = 0.005
 _LOCK_LEFT_S = 10.0
 
@@ -213,11 +213,12 @@ class _Inbox:
 
     def touched(self, paths: Iterable[str]) -> None:
         """Something happened to these paths; see `_Told`."""
+        paths = frozenset(paths)
+        if not paths:
+            return
         with self._lock:
             idle = not self._paths
-            self._paths.update(paths)
-            if not self._paths:
-                return
+            self._paths |= paths
             self._bulk |= self._locked
             self._now()
         if idle:
@@ -229,7 +230,7 @@ class _Inbox:
             if self._locked == held:
                 return
             self._locked = held
-            self._now()
+            self._last_ms = time.monotonic() * 1000
         self.wake()
 
     def lost(self) -> None:
@@ -268,11 +269,13 @@ class _Watched:
         path: under which name it is watched.
         real: the same without symbolic links.
         whole: its subdirectories are watched as well.
+        id: what watchdog knows the watch by.
     """
 
     path: str
     real: str
     whole: bool
+    id: CallbackId
 
 
 class _InotifySource:
@@ -308,9 +311,9 @@ class _InotifySource:
         self._failed = failed
         self._lock = threading.RLock()
         self._watched: dict[WatchDescriptor, _Watched] = {}
+        self._paths: dict[str, WatchDescriptor] = {}
         self._wanted: dict[str, bool] = {}
         self._missing: set[str] = set()
-        # A directory that was renamed is watched again under its new path: watchdog warns where an id repeats.
         self._ids = itertools.count()
         self._inotify = InotifyFD()
         self._inotify.start()
@@ -342,6 +345,8 @@ class _InotifySource:
             name = os.fsdecode(event.name)
             try:
                 if event.is_move_self:
+                    if not os.path.isdir(watched.path):
+                        self._paths.pop(watched.path, None)
                     self._vanished(watched)
                 elif watched.path not in self._scope.git_dirs:
                     self._tell(event, watched, name)
@@ -355,6 +360,8 @@ class _InotifySource:
             watched = self._watched.pop(wd, None)
             if watched is None or not self._inotify.should_keep_running():
                 return
+            if self._paths.get(watched.path) == wd:
+                del self._paths[watched.path]
             try:
                 self._vanished(watched)
             except OSError as error:
@@ -368,7 +375,7 @@ class _InotifySource:
         appears = event.is_create or event.is_moved_to
         touched = {watched.path, watched.real} if appears or event.is_delete or event.is_moved_from else set()
         if not event.is_directory:
-            touched |= {path, os.path.join(watched.real, name)}
+            touched |= {path} if watched.real == watched.path else {path, os.path.join(watched.real, name)}
         elif watched.whole and event.is_moved_from:
             touched.add(path + os.sep)
         elif watched.whole and appears and self._scope.enters(watched.path, name):
@@ -391,25 +398,25 @@ class _InotifySource:
 
     def _seek(self, directory: str) -> None:
         """Watch a wanted directory, or, if it is not there, where its coming will be seen."""
-        if not self._wanted[directory]:
-            there = self._watch(directory, whole=False)
-            found = [file for file in self._scope.files if os.path.dirname(file) == directory] if there else []
-        else:
-            there = os.path.isdir(directory)
-            found = self._watch_tree(directory) if there else [directory + os.sep]
-        if there:
+        whole = self._wanted[directory]
+        found = self._watch_tree(directory) if whole else []
+        if os.path.isdir(directory) if whole else self._watch(directory, whole=False):
             if directory in self._missing:
                 self._missing.discard(directory)
-                self._inbox.touched(found)
+                self._inbox.touched(found or self._files_in(directory))
             return
         if directory not in self._missing:
             self._missing.add(directory)
-            self._inbox.touched(found)
+            self._inbox.touched([directory + os.sep])
         above = os.path.dirname(directory)
         while not self._watch(above, whole=False) and above != os.path.dirname(above):
             above = os.path.dirname(above)
         if os.path.isdir(directory):
             self._seek(directory)
+
+    def _files_in(self, directory: str) -> list[str]:
+        """The single files of a directory."""
+        return [file for file in self._scope.files if os.path.dirname(file) == directory]
 
     def _watch_tree(self, top: str) -> list[str]:
         """Watch every directory from `top` on; returns the files found, of which no event may have told."""
@@ -421,17 +428,24 @@ class _InotifySource:
 
     def _watch(self, directory: str, *, whole: bool) -> bool:
         """Returns whether the directory is there."""
+        if not whole and directory in self._paths and os.path.isdir(directory):
+            return True
+        id_ = CallbackId(next(self._ids))
         try:
-            wd = self._inotify.add_callback(os.fsencode(directory), self._MASK, self, CallbackId(next(self._ids)))
+            wd = self._inotify.add_callback(os.fsencode(directory), self._MASK, self, id_)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EACCES):
                 return False
             raise
-        watched = _Watched(path=directory, real=os.path.realpath(directory), whole=whole)
-        with self._lock:
-            known = self._watched.get(wd)
-            if whole or known is None or known.real != watched.real:
-                self._watched[wd] = watched
+        watched = _Watched(path=directory, real=os.path.realpath(directory), whole=whole, id=id_)
+        known = self._watched.get(wd)
+        if known is not None and known.real == watched.real and not whole:
+            self._inotify.remove_callbacks([(wd, id_)])
+            return True
+        self._watched[wd] = watched
+        self._paths[directory] = wd
+        if known is not None:
+            self._inotify.remove_callbacks([(wd, known.id)])
         return True
 
 
@@ -466,13 +480,14 @@ class _PollingSource:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(max(POLL_INTERVAL_S, self._took_s / _POLLING_SHARE)):
+        pause_s = POLL_INTERVAL_S
+        while not self._stop.wait(pause_s):
+            until = time.monotonic() + _POLLING_BURST_S
             changed = more = self._look()
-            for _ in range(_POLLING_ROUNDS):
-                if not more or self._stop.wait(self._quiet_s):
-                    break
+            while more and time.monotonic() < until and not self._stop.wait(self._quiet_s):
                 more = self._look()
                 changed |= more
+            pause_s = self._quiet_s if more else max(POLL_INTERVAL_S, self._took_s / _POLLING_SHARE)
             held = any(map(_git_writes, self._scope.git_dirs))
             if changed or not held:
                 self._inbox.lock(held=held)
@@ -539,6 +554,7 @@ class Watcher:
         self._wake = asyncio.Event()
         self._inbox = _Inbox(lambda: self._loop.call_soon_threadsafe(self._wake.set))
         self._state: Settling | None = None
+        self._locked = False
         self._source: _Source | None = None
 
     async def __aenter__(self) -> Self:
@@ -605,8 +621,8 @@ class Watcher:
             await self._open_source()
         paths = {name for path in told.paths for name in (path, *self._scope.aliases.get(path, ()))}
         touched = frozenset(filter(self._matters, paths))
-        was_locked = self._state is not None and self._state.locked
-        if touched or told.locked != was_locked:
+        if touched or told.locked != self._locked:
+            self._locked = told.locked
             event = Touched(
                 paths=touched,
                 hollow=frozenset(filter(self._is_hollow, touched)),

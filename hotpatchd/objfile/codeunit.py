@@ -6,6 +6,8 @@ it refers to: symbols with a real name by that name, anonymous constants and loc
 """
 
 import hashlib
+import re
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,6 +22,12 @@ LOCATION_SIZE = 24
 
 LOCATION_NUMBERS = slice(16, 24)
 """Where in that line and column are."""
+
+_CALL_SITE = re.compile(r"10_?__CALLSITE4META")
+"""Names of the statics that tracing's macros describe themselves by, in either mangling.
+
+Source: `tracing_core::Metadata`, whose line is an `Option<u32>`: the tag 1, and behind it the number.
+"""
 
 
 def _section_kind(section: elf.Section) -> SectionKind:
@@ -298,7 +306,12 @@ class CodeUnit:
         return contents[start : start + header.entsize]
 
     def _without_location(self, section: int, contents: bytes, relocs: list[elf.Reloc]) -> bytes:
-        """The contents with line and column zeroed, where the section is a panic location."""
+        """The contents with line and column zeroed, where the section is a panic location or a call site of tracing."""
+        if any(_CALL_SITE.search(self.obj.symbols[index].name) for index in self._named_in(section)):
+            places = {reloc.offset for reloc in relocs}
+            words = enumerate(struct.unpack_from(f"<{len(contents) // 8}Q", contents))
+            kept = [word for i, word in words if 8 * i in places or word & 0xFFFFFFFF != 1 or not word >> 32]
+            return struct.pack(f"<{len(kept)}Q", *kept)
         if len(contents) != LOCATION_SIZE or len(relocs) != 1 or self.kinds[section] != "constant":
             return contents
         reloc = relocs[0]

@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,14 +27,17 @@ from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES, Machine
 from hotpatchd.objfile.stub import TlsBlock
 
-_MAGIC = b"hpdidx\x00\x04"
+_MAGIC = b"hpdidx\x00\x05"
 _HEADER = struct.Struct("<8sQ")
 """Magic with a format version, length of the JSON header in bytes."""
 
-_KINDS: tuple[Literal["function", "data", "tls"], ...] = ("function", "data", "tls")
+_KINDS: tuple[Literal["function", "data", "tls"], ...] = ("function", "data", "tls", "function")
+_FUNCTION, _PRIVATE_FUNCTION = 0, 3
+"""The latter was object-local when it was compiled."""
+
 _KIND_OF_TYPE = {
-    elf.STT_FUNC: 0,
-    elf.STT_GNU_IFUNC: 0,
+    elf.STT_FUNC: _FUNCTION,
+    elf.STT_GNU_IFUNC: _FUNCTION,
     elf.STT_OBJECT: 1,
     elf.STT_NOTYPE: 1,
     elf.STT_TLS: 2,
@@ -72,8 +75,9 @@ class HostIndex:
         starts: offset of each name in the block, with the block's length at the end.
         addrs: link-time addresses, parallel to the names.
         sizes: in bytes.
-        kinds: indices into function, data, tls.
+        kinds: indices into function, data, tls, private function.
         by_addr: row numbers of the functions, sorted by address.
+        hidden: addresses of private functions that are not found by their names.
     """
 
     def __init__(
@@ -85,6 +89,8 @@ class HostIndex:
         sizes: "memoryview | array[int]",
         kinds: "memoryview | array[int]",
         by_addr: "memoryview | array[int]",
+        *,
+        hidden: Set[int] = frozenset(),
     ) -> None:
         self.header = header
         self._names = names
@@ -93,6 +99,7 @@ class HostIndex:
         self._sizes = sizes
         self._kinds = kinds
         self._by_addr = by_addr
+        self._hidden = hidden
 
     def __len__(self) -> int:
         return len(self._addrs)
@@ -114,7 +121,8 @@ class HostIndex:
         wanted = name.encode("utf-8", "surrogateescape")
         row = self._first_row(wanted)
         while row < len(self._addrs) and self._name(row) == wanted:
-            yield row
+            if self._kinds[row] != _PRIVATE_FUNCTION or self._addrs[row] not in self._hidden:
+                yield row
             row += 1
 
     def find(self, name: str) -> HostSymbol | None:
@@ -131,7 +139,29 @@ class HostIndex:
 
     def functions(self, name: str) -> tuple[tuple[int, int], ...]:
         """All functions of that name: (link-time address, size); a local name may occur several times."""
-        return tuple({(self._addrs[row], self._sizes[row]) for row in self._rows(name) if self._kinds[row] == 0})
+        found = (row for row in self._rows(name) if _KINDS[self._kinds[row]] == "function")
+        return tuple({(self._addrs[row], self._sizes[row]) for row in found})
+
+    def without_private(self, taken: Container[int]) -> "HostIndex":
+        """The same symbols, but functions whose signature the optimiser may have changed are not found by name.
+
+        Those are the ones that only their own object could call when it was compiled, and whose address nobody has:
+        arguments that no caller needs may be missing, or one that all callers agree on be taken for granted. Code that
+        is compiled anew must neither call them nor be called in their place.
+
+        Source: LLVM's passes `deadargelim`, `argpromotion` and `ipsccp`, all for functions with local linkage.
+
+        Args:
+            taken: link-time addresses that the program has as values.
+        """
+        hidden = {
+            addr
+            for addr, kind in zip(self._addrs, self._kinds, strict=True)
+            if kind == _PRIVATE_FUNCTION and addr not in taken
+        }
+        return HostIndex(
+            self.header, self._names, self._starts, self._addrs, self._sizes, self._kinds, self._by_addr, hidden=hidden
+        )
 
     def function_names_at(self, addr: int) -> tuple[str, ...]:
         """All names of the function at a link-time address; several where the compiler or linker folded functions."""
@@ -310,16 +340,43 @@ def _labels(name: bytes) -> tuple[bytes, ...]:
     return (name, plain) if suffix else (name,)
 
 
+_END_OF_FILES = elf.SYM.pack(0, elf.STT_FILE, 0, elf.SHN_ABS, 0, 0)
+"""The symbol behind which GNU ld puts what it made local itself.
+
+Source: `elf_link_output_extsym` in binutils' `bfd/elflink.c`.
+"""
+
+
+def _kind(info: int, other: int, *, made_local: bool, is_promoted: bool) -> int:
+    """Index of a symbol's kind.
+
+    Linkers make local what is hidden from other modules. All but GNU ld leave its visibility as it was; mold hides more
+    than that, all of which counts as private then.
+
+    Args:
+        info: `st_info`.
+        other: `st_other`.
+        made_local: the linker made it local, if it is.
+        is_promoted: link-time optimisation made it global.
+    """
+    kind = _KIND_OF_TYPE[info & 15]
+    was_local = info >> 4 == elf.STB_LOCAL and other & 3 == elf.STV_DEFAULT and not made_local
+    return _PRIVATE_FUNCTION if kind == _FUNCTION and (was_local or is_promoted) else kind
+
+
 def _index_symbols(header: HostHeader, machine: Machine, rows: bytes, strings: bytes) -> HostIndex:
     skipped = b"$" if machine.has_mapping_symbols else b"\0"
+    end_of_files = rows.rfind(_END_OF_FILES)
+    first_made_local = end_of_files // elf.SYM.size if end_of_files >= 0 else len(rows)
     found = sorted(
-        (label, value, size, _KIND_OF_TYPE[info & 15])
-        for name, info, _, shndx, value, size in elf.SYM.iter_unpack(rows)
+        (label, value, size, _kind(info, other, made_local=number > first_made_local, is_promoted=len(labels) > 1))
+        for number, (name, info, other, shndx, value, size) in enumerate(elf.SYM.iter_unpack(rows))
         if name
         and 0 < shndx < elf.SHN_LORESERVE
         and info & 15 in _KIND_OF_TYPE
         and not strings.startswith(skipped, name)
-        for label in _labels(strings[name : strings.index(b"\0", name)])
+        for labels in [_labels(strings[name : strings.index(b"\0", name)])]
+        for label in labels
     )
     starts = array("I", [0])
     place = 0
@@ -327,7 +384,7 @@ def _index_symbols(header: HostHeader, machine: Machine, rows: bytes, strings: b
         place += len(name)
         starts.append(place)
     addrs = array("Q", [row[1] for row in found])
-    functions = [row for row, (_, _, _, kind) in enumerate(found) if kind == 0]
+    functions = [row for row, (_, _, _, kind) in enumerate(found) if _KINDS[kind] == "function"]
     return HostIndex(
         header,
         b"".join(row[0] for row in found),
@@ -352,6 +409,7 @@ class HostCode:
 
     def __init__(self, path: Path, header: HostHeader) -> None:
         self._segments = header.code
+        self._origin = str(path)
         self._machine = MACHINES[header.machine]
         try:
             with path.open("rb") as file:
@@ -366,6 +424,23 @@ class HostCode:
                 code = self._data[offset + addr - start : offset + addr - start + size]
                 return self._machine.count_references(code, addr, target)
         return 0
+
+    def addresses_taken(self) -> frozenset[int]:
+        """Link-time addresses that the program has as values: computed by its code, or in its data."""
+        found: set[int] = set()
+        for start, offset, length in self._segments:
+            found.update(self._machine.addresses_taken(self._data[offset : offset + length], start))
+        binary = elf.ElfFile(self._data, self._origin)
+        loaded = [section for section in binary.sections if section.flags & elf.SHF_ALLOC]
+        # A fixed program's data has addresses as they are; a movable one's is written by the loader.
+        in_place = binary.header.type == elf.ET_EXEC or any(section.type == elf.SHT_RELR for section in loaded)
+        for section in loaded:
+            if section.type == elf.SHT_RELA:
+                found.update(addend for _, _, addend in elf.RELA.iter_unpack(binary.contents(section)))
+            elif in_place and section.type == elf.SHT_PROGBITS and not section.flags & elf.SHF_EXECINSTR:
+                content = binary.contents(section)
+                found.update(memoryview(content[: len(content) & ~7]).cast("Q"))
+        return frozenset(found)
 
 
 def host_index(path: Path, cache_dir: Path) -> HostIndex:

@@ -4,8 +4,9 @@ Source: the x86-64 psABI, and ELF for the Arm 64-bit Architecture (AAELF64), for
 storage; the Arm Architecture Reference Manual for instructions.
 """
 
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,8 +71,34 @@ class Machine:
         places = range(len(code) - 3)
         return sum(_DISPLACEMENT.unpack_from(code, i)[0] == target - (addr + i + 4) for i in places)
 
+    def addresses_taken(self, code: bytes, addr: int) -> Iterator[int]:
+        """The addresses that some code computes other than to call or to jump there; a few that it does not, too.
+
+        Args:
+            code: from the first instruction on.
+            addr: of the first byte.
+        """
+        if self.e_machine == elf.EM_AARCH64:
+            yield from _taken_aarch64(code, addr)
+            return
+        for match in _LEA.finditer(code):
+            yield addr + match.end() + _DISPLACEMENT.unpack(match[1])[0]
+        for match in _MOVE_ADDRESS.finditer(code):
+            yield _DISPLACEMENT.unpack(match[1])[0]
+
 
 _DISPLACEMENT = struct.Struct("<i")
+
+_LEA = re.compile(rb"[\x48-\x4f]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](.{4})", re.DOTALL)
+"""`lea`, relative to the next instruction."""
+
+_MOVE_ADDRESS = re.compile(
+    rb"(?:[\xb8-\xbf\x68]"
+    rb"|\xc7(?:[\x00-\x03\x06\x07\xc0-\xc7]|[\x04\x40-\x43\x45-\x47].|\x44..|[\x05\x80-\x83\x85-\x87].{4}|\x84.{5}))"
+    rb"(.{4})",
+    re.DOTALL,
+)
+"""`mov` of 32 bits to a register or to memory, and `push`, as in programs that lie at fixed addresses below 2 GiB."""
 
 X86_64 = Machine(
     e_machine=elf.EM_X86_64,
@@ -115,6 +142,19 @@ AARCH64 = Machine(
 
 MACHINES: Mapping[int, Machine] = {machine.e_machine: machine for machine in (X86_64, AARCH64)}
 """By `e_machine`."""
+
+
+def _taken_aarch64(code: bytes, addr: int) -> Iterator[int]:
+    """Each page that an instruction puts in a register, with what the next addition to that register makes of it."""
+    pages: dict[int, int] = {}
+    for index, word in enumerate(memoryview(code[: len(code) & ~3]).cast("I")):
+        if word & _ADDRESS == _ADRP_BITS:
+            pc = addr + 4 * index
+            pages[word & 31] = (pc - pc % _PAGE) + _PAGE * _address_immediate(word)
+        elif word & _ADDRESS == _ADR_BITS:
+            yield addr + 4 * index + _address_immediate(word)
+        elif word & _ADD_IMMEDIATE == _ADD_IMMEDIATE_BITS and word >> 5 & 31 in pages:
+            yield pages[word >> 5 & 31] + (word >> 10 & 0xFFF)
 
 
 def _count_aarch64(code: bytes, addr: int, target: int) -> int:

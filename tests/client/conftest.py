@@ -44,6 +44,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "nameless": ["gcc", "-g", "-O1", "-pthread", "-Wl,--build-id=none", "host.c"],
         "rust": ["rustc", "--edition=2021", "-Cdebuginfo=1", "host.rs"],
         "linger": ["gcc", "linger.c"],
+        "loader": ["gcc", "loader.c"],
     }
     for name, command in commands.items():
         subprocess.run([*command, "-o", str(out / name)], cwd=_PROGRAMS, check=True, capture_output=True)
@@ -147,16 +148,23 @@ class Stage:
             yield program, await daemon.welcome()
 
     def image(
-        self, source: str, hello: dict[str, Any], program: Program, *, next_addr: int = 0, **detours: str
+        self,
+        source: str,
+        hello: dict[str, Any],
+        program: Program,
+        *,
+        next_addr: int = 0,
+        library: Path | None = None,
+        **detours: str,
     ) -> Image:
-        """A patch for a running program, made of C source."""
+        """A patch for a running program, or a library in it, made of C source."""
         self._images += 1
         work = self._work / str(self._images)
         work.mkdir()
         return build_image(
             source,
             hello=hello,
-            host=program.path,
+            host=library or program.path,
             detours=detours,
             work=work,
             next_addr=next_addr,

@@ -79,8 +79,8 @@ class FakeDaemon:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def listening(cls, state: Path) -> AsyncIterator[Self]:
-        """Listen on a free port and say so in the state directory."""
+    async def listening(cls, state: Path, library: dict[str, str] | None = None) -> AsyncIterator[Self]:
+        """Listen on a free port and say so in the state directory, and that this library is what is patched."""
         daemon = cls(state)
 
         async def attend(socket: ServerConnection) -> None:
@@ -93,11 +93,15 @@ class FakeDaemon:
         async with serve(attend, "127.0.0.1", 0, process_request=daemon._screen, **options) as server:
             port = server.sockets[0].getsockname()[1]
             daemon.url = f"ws://127.0.0.1:{port}/hotpatch/1"
-            content = {"schema": 1, "url": daemon.url, "token": daemon.token, "pid": 1}
-            partial = state / "daemon.json.partial"
-            partial.write_text(json.dumps(content))
-            partial.rename(state / "daemon.json")
+            daemon.publish(library)
             yield daemon
+
+    def publish(self, library: dict[str, str] | None) -> None:
+        """Write `daemon.json`."""
+        content = {"schema": 1, "url": self.url, "token": self.token, "pid": 1, "library": library}
+        partial = self.state / "daemon.json.partial"
+        partial.write_text(json.dumps(content))
+        partial.rename(self.state / "daemon.json")
 
     def _screen(self, _: ServerConnection, request: Request) -> Response | None:
         """Answer requests for files, to those who show the token."""

@@ -190,8 +190,8 @@ def test_selection_speaks_cargos_words() -> None:
     selection = CargoSelection(
         manifest_path="a/Cargo.toml",
         package="p",
-        bin="b",
-        example="e",
+        bin=("b",),
+        example=("e",),
         release=True,
         profile="fast",
         features=("x", "y/z"),

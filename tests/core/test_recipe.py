@@ -53,7 +53,14 @@ def test_a_captured_bin_by_codegen_unit() -> None:
         *("-C", "link-arg=-Wl,-z,now", "--cfg", "odd", "--check-cfg", "cfg(odd)"),
         *("--extern", "util=/thin/util/libutil-7240062473c88f82.rmeta"),
         *("--emit=obj,dep-info,metadata", "--out-dir=/out", "-C", "codegen-units=256", "-C", "incremental=/inc"),
-        *("-C", "lto=off", "-C", "link-dead-code=yes", "--error-format=json", "--json=artifacts,diagnostic-rendered-ansi"),
+        *(
+            "-C",
+            "lto=off",
+            "-C",
+            "link-dead-code=yes",
+            "--error-format=json",
+            "--json=artifacts,diagnostic-rendered-ansi",
+        ),
         *("-C", "opt-level=0"),
     )
 

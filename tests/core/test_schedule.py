@@ -143,6 +143,13 @@ def test_what_ran_when_a_build_was_cancelled_is_compiled_by_the_next_one() -> No
     assert finished_tips(schedule) == frozenset()
 
 
+def test_a_cancelled_dependent_is_compiled_though_the_metadata_returned_to_what_it_saw() -> None:
+    """Its own metadata may be on disk already, made from what was taken back."""
+    schedule = compiled(begin(all_compiled(CHAIN, "app"), ["leaf"]), "leaf", metadata=b"2")
+    schedule = compiled(begin(started(schedule, "mid"), ["leaf"]), "leaf", metadata=b"1")
+    assert ready(schedule, 8) == ("mid",)
+
+
 def test_the_crates_of_a_program_are_what_its_tip_depends_on() -> None:
     """Those of other programs are not."""
     assert crates_of(TWO_TIPS, "app") == {"app", "shared"}

@@ -35,6 +35,7 @@ def chosen(
     baseline_state: frozenset[str] = frozenset(),
     host: Mapping[str, HostSymbol] | None = None,
     redirect: Redirect = "detours",
+    shares_constants: bool = False,
 ) -> Selection:
     """Select for an edit of ROOT, in a program that has it and the symbols in `host`."""
     definitions: dict[str, Unit] = {name: unit for unit in reversed(units) for name in unit.exports}
@@ -45,6 +46,7 @@ def chosen(
         archives=FakeArchives(*members),
         baseline_state=baseline_state,
         redirect=redirect,
+        shares_constants=shares_constants,
     )
 
 
@@ -140,6 +142,27 @@ def test_a_rust_function_that_nobody_defines_is_refused() -> None:
     """No shared library exports it."""
     selection = chosen(FakeUnit("a", root(NEW)))
     assert (reasons(selection), selection.imports) == ([(NEW, "unresolved")], frozenset())
+
+
+@pytest.mark.parametrize(
+    ("shares_constants", "host", "is_taken"),
+    [
+        (True, DATA, False),
+        (False, DATA, True),
+        (True, DATA._replace(homonyms=2), True),
+        (True, DATA._replace(size=4), True),
+    ],
+)
+def test_named_constant_of_a_library_is_the_programs(shares_constants: bool, host: HostSymbol, is_taken: bool) -> None:
+    """What tells things apart by the address of a constant goes on doing so, where the constant is surely the same."""
+    constant = Section(kind="constant", names=(STATE,), local=True)
+    member = FakeUnit("m", Section(kind="function", names=(NEW,), inside=(2,)), constant, from_archive=True)
+    selection = chosen(
+        FakeUnit("a", root(NEW)), members=(member,), host={STATE: host}, shares_constants=shares_constants
+    )
+    assert taken(selection)["m"] == ({1, 2} if is_taken else {1})
+    assert (STATE in selection.host_names) is not is_taken
+    assert selection.refusals == ()
 
 
 def test_local_functions_and_constants_come_along() -> None:

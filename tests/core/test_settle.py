@@ -1,5 +1,7 @@
 """A burst of changes becomes one batch once it is quiet."""
 
+from itertools import accumulate
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,12 @@ def touched(*paths: str, hollow: tuple[str, ...] = ()) -> Touched:
     return Touched(paths=frozenset(paths + hollow), hollow=frozenset(hollow))
 
 
-def play(*events: tuple[float, Touched], until_ms: float) -> list[tuple[float, set[str]]]:
+def fresh(*paths: str) -> Touched:
+    """These files came into being."""
+    return Touched(paths=frozenset(paths), fresh=frozenset(paths))
+
+
+def play(*events: tuple[float, Touched], until_ms: float = 100_000) -> list[tuple[float, set[str]]]:
     """Feed events at their times and ticks when due; returns batches with the time each one settled."""
     state: Settling | None = None
     batches: list[tuple[float, set[str]]] = []
@@ -44,7 +51,7 @@ def play(*events: tuple[float, Touched], until_ms: float) -> list[tuple[float, s
 
 def test_one_write_settles_after_the_quiet_time() -> None:
     """A single change is a batch exactly one quiet time later."""
-    assert play((0, touched("a")), until_ms=1000) == [(20, {"a"})]
+    assert play((0, touched("a"))) == [(20, {"a"})]
 
 
 def test_tick_before_the_deadline_changes_nothing() -> None:
@@ -60,51 +67,117 @@ def test_tick_with_nothing_pending_is_harmless() -> None:
 
 def test_changes_in_quick_succession_are_one_batch() -> None:
     """Each further change starts the quiet time again."""
-    events = [(t, touched(f"f{t}")) for t in range(0, 100, 15)]
-    assert play(*events, until_ms=1000) == [(110, {f"f{t}" for t in range(0, 100, 15)})]
+    events = [(t, touched("a")) for t in range(0, 100, 15)]
+    assert play(*events) == [(110, {"a"})]
+
+
+@pytest.mark.parametrize(("count", "quiet_ms"), [(1, 20), (2, 40), (4, 40), (5, 100), (49, 100), (50, 200), (500, 200)])
+def test_quiet_time_grows_with_the_burst(count: int, quiet_ms: float) -> None:
+    """Who writes many files pauses between them; who saved one file waits for it."""
+    names = tuple(map(str, range(count)))
+    assert play((0, touched(*names))) == [(quiet_ms, set(names))]
+
+
+def test_generator_with_pauses_is_one_batch() -> None:
+    """A hundred new files over one and a half seconds settle together, after the last."""
+    events = [(15 * number, fresh(f"f{number}")) for number in range(100)]
+    assert play(*events) == [(15 * 99 + 200, {f"f{number}" for number in range(100)})]
+
+
+def test_new_file_waits_for_more_of_them() -> None:
+    """A file that nothing can name yet has time, unless it was there for a moment only."""
+    assert play((0, fresh("a"))) == [(100, {"a"})]
+    assert play((0, fresh("a")), (10, touched("a"))) == [(30, {"a"})]
+
+
+def test_what_changed_under_a_lock_waits_for_its_end() -> None:
+    """While version control holds its lock the batch stays open; afterwards it might take the lock again soon."""
+    held = Touched(paths=frozenset({"a"}), bulk=True, locked=True)
+    left = Touched(paths=frozenset())
+    assert play((0, held), (700, left)) == [(900, {"a"})]
+    assert play((0, held), (100, left), (250, held), (300, left)) == [(500, {"a"})]
+
+
+def test_lock_taken_after_a_save_delays_nothing() -> None:
+    """A status query right after a save takes the same lock and changes no file."""
+    assert play((0, touched("a")), (5, Touched(paths=frozenset(), locked=True))) == [(20, {"a"})]
+
+
+def test_lock_alone_is_no_burst() -> None:
+    """Without a changed file there is no batch."""
+    assert step(None, Touched(paths=frozenset(), locked=True), 0, TIMES) == (None, frozenset())
+
+
+def test_lock_that_is_never_left_is_given_up() -> None:
+    """A lock that version control left behind holds a batch back for twenty ceilings."""
+    held = Touched(paths=frozenset({"a"}), bulk=True, locked=True)
+    assert play((0, held)) == [(20 * 500, {"a"})]
 
 
 def test_changes_far_apart_are_two_batches() -> None:
     """A change after the quiet time belongs to the next batch."""
-    assert play((0, touched("a")), (30, touched("b")), until_ms=1000) == [(20, {"a"}), (50, {"b"})]
+    assert play((0, touched("a")), (30, touched("b"))) == [(20, {"a"}), (50, {"b"})]
 
 
 def test_unending_burst_is_cut_at_the_ceiling() -> None:
     """Changes that never pause are handed out when the ceiling is reached."""
     events = [(t, touched("log")) for t in range(0, 600, 10)]
-    assert play(*events, until_ms=1000)[0] == (500, {"log"})
+    assert play(*events)[0] == (500, {"log"})
 
 
 def test_truncated_file_waits_for_its_content() -> None:
     """A file that is empty for a moment holds the batch until it is written."""
-    assert play((0, touched(hollow=("a",))), (90, touched("a")), until_ms=1000) == [(110, {"a"})]
+    assert play((0, touched(hollow=("a",))), (90, touched("a"))) == [(110, {"a"})]
 
 
 def test_file_that_stays_empty_is_an_edit() -> None:
     """After the hollow time, emptiness is what the developer wanted."""
-    assert play((0, touched(hollow=("a",))), until_ms=1000) == [(200, {"a"})]
+    assert play((0, touched(hollow=("a",)))) == [(200, {"a"})]
 
 
 def test_hollow_file_holds_other_files_back() -> None:
     """The batch is complete only when every file of it is."""
-    assert play((0, touched("b", hollow=("a",))), (50, touched("a")), until_ms=1000) == [(70, {"a", "b"})]
+    assert play((0, touched("b", hollow=("a",))), (50, touched("a"))) == [(90, {"a", "b"})]
 
 
 def test_later_events_of_a_hollow_file_do_not_prolong_its_wait() -> None:
     """The hollow time counts from when the file became hollow."""
-    assert play((0, touched(hollow=("a",))), (150, touched(hollow=("a",))), until_ms=1000) == [(200, {"a"})]
+    assert play((0, touched(hollow=("a",))), (150, touched(hollow=("a",)))) == [(200, {"a"})]
 
 
-@given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from("abc"), st.booleans()), min_size=1, max_size=30))
-def test_no_change_is_lost_and_none_waits_past_the_ceiling(changes: list[tuple[float, str, bool]]) -> None:
-    """Whatever happens, every change is in a batch at most one ceiling later."""
-    now_ms, events = 0.0, []
-    for pause_ms, path, hollow in changes:
-        now_ms += pause_ms
-        events.append((now_ms, touched(path, hollow=(path,) if hollow else ())))
-    batches = play(*events, until_ms=now_ms + 1000)
+CHANGES = st.builds(
+    lambda names, hollow, new, **flags: Touched(
+        paths=frozenset(names), hollow=frozenset(names[:hollow]), fresh=frozenset(names[-new:] if new else ()), **flags
+    ),
+    names=st.lists(st.integers(0, 99).map(str), max_size=60),
+    hollow=st.integers(0, 3),
+    new=st.integers(0, 3),
+    bulk=st.booleans(),
+    locked=st.booleans(),
+)
+
+
+@given(st.lists(st.tuples(st.floats(0, 400), CHANGES), min_size=1, max_size=30))
+def test_no_change_is_lost_and_none_waits_past_the_ceiling(changes: list[tuple[float, Touched]]) -> None:
+    """Whatever happens, every change is in a batch at most the longest ceiling later."""
+    times = accumulate(pause_ms for pause_ms, _ in changes)
+    events = list(zip(times, (event for _, event in changes), strict=True))
+    batches = play(*events)
     for at_ms, event in events:
-        assert any(at_ms <= end_ms <= at_ms + 500 and event.paths <= paths for end_ms, paths in batches)
+        missing = set(event.paths).difference(
+            *(paths for end_ms, paths in batches if at_ms <= end_ms <= at_ms + 20 * 500)
+        )
+        assert not missing
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 99)), min_size=100, max_size=400))
+def test_constant_saving_starves_nobody(saves: list[tuple[float, int]]) -> None:
+    """Without version control, what was saved settles within three seconds, however many files are saved on and on."""
+    times = accumulate(pause_ms for pause_ms, _ in saves)
+    events = [(at_ms, touched(str(name))) for at_ms, (_, name) in zip(times, saves, strict=True)]
+    batches = play(*events)
+    for at_ms, event in events:
+        assert any(at_ms <= end_ms <= at_ms + 3000 and event.paths <= paths for end_ms, paths in batches)
 
 
 @pytest.mark.parametrize(

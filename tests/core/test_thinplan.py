@@ -109,6 +109,14 @@ def test_libraries_of_several_programs_are_planned_once() -> None:
     assert planned[2].dependencies == ("greet",)
 
 
+def test_a_crate_is_shown_the_metadata_of_what_it_depends_on_alone() -> None:
+    """So its command is the same, whatever other programs are planned with it."""
+    other = _of_version(_renamed(LIB, "other"), "0.1.0", "e1e1")
+    (alone,) = (crate for crate in _plan(LIB, BIN) if crate.is_tip)
+    (beside,) = (crate for crate in _plan(LIB, other, BIN) if crate.is_tip)
+    assert alone.edited == beside.edited
+
+
 def test_a_library_that_is_a_program_of_its_own_as_well() -> None:
     """A shared library that others link as a Rust library: each purpose has its own arguments and directories."""
     lib, as_tip, tip = plan_thin_crates([LIB, BIN], tips=[LIB, BIN], thin_dir="/thin")

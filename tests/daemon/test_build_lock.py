@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from hotpatchd.core.freshness import StampFailed, TreeStamp
-from hotpatchd.daemon.lock import BuildLock
+from hotpatchd.daemon.build_lock import BuildLock
 from tests.daemon.test_processes import until
 
 HOLD = """
 import asyncio, sys
 from pathlib import Path
 from hotpatchd.core.freshness import TreeStamp
-from hotpatchd.daemon.lock import BuildLock
+from hotpatchd.daemon.build_lock import BuildLock
 
 async def main():
     look = lambda: TreeStamp(head=None, files={})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.daemon.cargo_config import user_linker, user_runner, user_rustflags, user_wrapper
+from hotpatchd.daemon.cargo_config import user_jobs, user_linker, user_runner, user_rustflags, user_wrapper
 
 
 def test_where_a_wrapper_is_found(tmp_path: Path) -> None:
@@ -59,6 +59,10 @@ class Settings:
         """What rustc is told for one target."""
         environ = {"HOME": str(self.root / "home"), **environ}
         return user_rustflags("aarch64-unknown-linux-gnu", cwd=self.cwd, environ=environ)
+
+    def jobs(self, **environ: str) -> int | None:
+        """How many jobs cargo runs on a machine with eight processors."""
+        return user_jobs(8, cwd=self.cwd, environ={"HOME": str(self.root / "home"), **environ})
 
 
 @pytest.fixture
@@ -121,3 +125,16 @@ def test_rustflags_come_from_the_strongest_source_alone(cargo_settings: Settings
     assert cargo_settings.rustflags(**variable, RUSTFLAGS="-g  -v") == ("-g", "-v")
     assert cargo_settings.rustflags(RUSTFLAGS="-g", CARGO_ENCODED_RUSTFLAGS="--cfg\x1fa b") == ("--cfg", "a b")
     assert cargo_settings.rustflags(RUSTFLAGS="") == ()
+
+
+def test_jobs_come_from_the_environment_or_the_nearest_file(cargo_settings: Settings) -> None:
+    """A negative number is how many processors are left out, `default` is cargo's own choice."""
+    cargo_settings.write(here="", above="[build]\njobs = 3")
+    assert cargo_settings.jobs() == 3
+    cargo_settings.write(here="[build]\njobs = -2", above="[build]\njobs = 3")
+    assert cargo_settings.jobs() == 6
+    assert cargo_settings.jobs(CARGO_BUILD_JOBS="4") == 4
+    assert cargo_settings.jobs(CARGO_BUILD_JOBS="-20") == 1
+    assert cargo_settings.jobs(CARGO_BUILD_JOBS="default") is None
+    cargo_settings.write(here="", above="")
+    assert cargo_settings.jobs() is None

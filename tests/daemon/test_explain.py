@@ -37,7 +37,7 @@ def test_a_binary_is_shown_with_its_link(built: tuple[Project, FatBuild]) -> Non
     """Of a library and a binary of one name it is the binary, with both rustc commands and both linker commands."""
     project, build = built
     explained = explain_crate(build.workspace, project.state_dir, "my-app", "cgu")
-    assert explained["crate"].partition("@")[0] == "my_app"
+    assert explained["crate"] == "my_app (bin)"
     assert explained["argv"] == list(build.tip.argv)
     assert explained["cwd"] == str(project.root)
     assert explained["env"]["CARGO_PKG_NAME"] == "my-app"

@@ -77,19 +77,25 @@ def started() -> Iterator[list[subprocess.Popen[bytes]]]:
         process.communicate()
 
 
-def sleeper(*argv: str, **options: int) -> subprocess.Popen[bytes]:
+def sleeper(*argv: str, stdin: int | None = None, own_session: bool = False) -> subprocess.Popen[bytes]:
     """A process that sleeps; one that runs Python code has begun to."""
-    process = subprocess.Popen(argv or ("sleep", "600"), stdout=subprocess.PIPE, **options)  # type: ignore[call-overload]
-    if argv and argv[0] == sys.executable:
+    is_python = argv[:1] == (sys.executable,)
+    process = subprocess.Popen(
+        argv or ("sleep", "600"),
+        stdin=stdin,
+        stdout=subprocess.PIPE if is_python else None,
+        start_new_session=own_session,
+    )
+    if is_python:
+        assert process.stdout is not None
         process.stdout.readline()
-    found: subprocess.Popen[bytes] = process
-    return found
+    return process
 
 
 async def test_killed_daemon_takes_a_group_with_it(started: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
     """The leader and what it started are killed; a process that is not registered lives."""
     script = f"sleep 600 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; wait"
-    group, other = sleeper("sh", "-c", script, start_new_session=True), sleeper(start_new_session=True)
+    group, other = sleeper("sh", "-c", script, own_session=True), sleeper(own_session=True)
     started += group, other
     await until((tmp_path / "pid").exists)
     child = int((tmp_path / "pid").read_text())
@@ -104,7 +110,7 @@ async def test_killed_daemon_takes_a_group_with_it(started: list[subprocess.Pope
 async def test_group_whose_leader_is_gone_is_killed(started: list[subprocess.Popen[bytes]], tmp_path: Path) -> None:
     """A linker may outlive the compiler that started it."""
     script = f"sleep 600 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; read line"
-    group = sleeper("sh", "-c", script, stdin=subprocess.PIPE, start_new_session=True)
+    group = sleeper("sh", "-c", script, stdin=subprocess.PIPE, own_session=True)
     started.append(group)
     await until((tmp_path / "pid").exists)
     child = int((tmp_path / "pid").read_text())
@@ -139,7 +145,7 @@ async def test_process_that_does_not_follow_is_killed(started: list[subprocess.P
 
 async def test_forgotten_process_lives(started: list[subprocess.Popen[bytes]]) -> None:
     """What has ended is not looked for under its old number."""
-    program = sleeper(start_new_session=True)
+    program = sleeper(own_session=True)
     started.append(program)
     daemon = Daemon('guardian.add(int(words[0]), reach="group", signal=signal.SIGKILL); guardian.remove(int(words[0]))')
     daemon.send(program.pid)
@@ -149,7 +155,7 @@ async def test_forgotten_process_lives(started: list[subprocess.Popen[bytes]]) -
 
 async def test_later_process_of_the_same_number_lives(started: list[subprocess.Popen[bytes]]) -> None:
     """A process that started at another time is another process."""
-    program = sleeper(start_new_session=True)
+    program = sleeper(own_session=True)
     started.append(program)
     daemon = Daemon('guardian._tell(f"add {words[0]} 1 group 9"); guardian._tell(f"add {words[0]} 1 process 15")')
     daemon.send(program.pid)
@@ -159,7 +165,7 @@ async def test_later_process_of_the_same_number_lives(started: list[subprocess.P
 
 async def test_orderly_end_harms_nobody(started: list[subprocess.Popen[bytes]]) -> None:
     """The daemon has ended what it wanted to end by itself."""
-    program = sleeper(start_new_session=True)
+    program = sleeper(own_session=True)
     started.append(program)
     with Guardian() as guardian:
         guardian.add(program.pid, reach="group", signal=signal.SIGKILL)
@@ -172,8 +178,10 @@ async def test_guardian_outlives_ctrl_c_and_hangup() -> None:
     """It has no part in the terminal of the daemon, and holds none of its files open."""
     daemon = Daemon("pass")
     assert os.getsid(daemon.guardian) == daemon.guardian
-    files = [os.readlink(f"/proc/{daemon.guardian}/fd/{fd}") for fd in os.listdir(f"/proc/{daemon.guardian}/fd")]
-    assert {file.partition(":")[0] for file in files} == {"pipe", "/dev/null"}
+    fds = f"/proc/{daemon.guardian}/fd"
+    await until(
+        lambda: {os.readlink(f"{fds}/{fd}").partition(":")[0] for fd in os.listdir(fds)} <= {"pipe", "/dev/null"}
+    )
     assert os.readlink(f"/proc/{daemon.guardian}/cwd") == "/"
     await daemon.kill()
 
@@ -198,3 +206,36 @@ def test_start_time_of_a_process_with_a_strange_name(tmp_path: Path) -> None:
         assert found is not None
         assert 0 <= found - own < 1_000_000
     assert start_time(process.pid) is None
+
+
+async def test_process_that_was_being_started_is_found(tmp_path: Path) -> None:
+    """A daemon that is killed before it knows the number of its child leaves nothing either."""
+    body = (
+        'start = guardian.starting(reach="group", signal=signal.SIGKILL); mark = start.__enter__();'
+        ' child = subprocess.Popen(["sleep", "600"], env=os.environ | mark, stdout=2, start_new_session=True);'
+        ' open(words[0], "w").write(str(child.pid))'
+    )
+    daemon = Daemon(body)
+    daemon.send(tmp_path / "pid")
+    pid = int((tmp_path / "pid").read_text())
+    assert is_running(pid)
+    await daemon.kill()
+    assert not is_running(pid)
+
+
+async def test_start_that_ended_is_not_looked_for(tmp_path: Path) -> None:
+    """What became of it is known then: a process that has its mark, and is not registered, lives."""
+    body = (
+        'start = guardian.starting(reach="group", signal=signal.SIGKILL); mark = start.__enter__();'
+        " start.__exit__(None, None, None);"
+        ' child = subprocess.Popen(["sleep", "600"], env=os.environ | mark, stdout=2, start_new_session=True);'
+        ' open(words[0], "w").write(str(child.pid))'
+    )
+    daemon = Daemon(body)
+    daemon.send(tmp_path / "pid")
+    pid = int((tmp_path / "pid").read_text())
+    await daemon.kill()
+    try:
+        assert is_running(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)

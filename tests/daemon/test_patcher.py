@@ -371,6 +371,43 @@ async def test_a_caller_that_calls_is_left_alone(tmp_path: Path) -> None:
     assert (await world.prepare(F2 + calling)).prepared.functions.patched == ("app::f",)
 
 
+def private(code: str) -> str:
+    """The same functions, for their own object only."""
+    return "".join(line for line in code.splitlines(keepends=True) if not line.startswith(".globl"))
+
+
+async def test_a_function_that_the_optimiser_may_have_changed_is_replaced_in_its_callers(tmp_path: Path) -> None:
+    """Nothing else calls it: its arguments need not be what its source says: new code cannot take its place."""
+    calling = function("g", f"call {symbol('f')}", "ret")
+    world = World(tmp_path, F1 + calling, private(F1) + calling, optimised=True)
+    ready = await world.prepare(F2 + calling)
+    assert ready.prepared.functions.patched == ("app::g",)
+    assert ready.prepared.functions.added == ("app::f",)
+
+
+async def test_a_patch_does_not_call_a_function_that_the_optimiser_may_have_changed(tmp_path: Path) -> None:
+    """It brings one that is as the source says."""
+    calling, doing_more = (function("g", *more, f"call {symbol('f')}", "ret") for more in ((), ("nop",)))
+    world = World(tmp_path, F1 + calling, private(F1) + calling, optimised=True)
+    assert (await world.prepare(F1 + doing_more)).prepared.functions.added == ("app::f",)
+
+
+async def test_a_private_function_whose_address_is_known_is_replaced_itself(tmp_path: Path) -> None:
+    """Whoever has the address calls it as its source says, and so does the optimiser, then."""
+    table = static("table", f".quad {symbol('f')}", ".data.rel.ro")
+    world = World(tmp_path, F1 + table, private(F1) + table, optimised=True)
+    assert (await world.prepare(F2 + table)).prepared.functions.patched == ("app::f",)
+
+
+async def test_an_earlier_edit_of_an_unused_function_is_not_noted_again(tmp_path: Path) -> None:
+    """A note is of the edit that changed the function."""
+    world = World(tmp_path, F1 + G1, F1)
+    client, before = session(1), world.objects(F1 + returning("g", 2))
+    ready = await world.patcher.prepare(client, 8, world.objects(F2 + returning("g", 2), before), before)
+    assert detours(ready)
+    assert names(ready) == []
+
+
 CALLING_F, TOP = function("mid", f"jmp {symbol('f')}"), function("top", f"jmp {symbol('mid')}")
 
 

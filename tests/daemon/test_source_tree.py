@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotpatchd.core.freshness import StampFailed, TreeStamp, judge
-from hotpatchd.daemon.source_tree import take_stamp
+from hotpatchd.daemon.source_tree import source_files, take_stamp
 
 
 def git(where: Path, *args: str) -> str:
@@ -152,3 +152,13 @@ def test_reftable_is_a_failed_check(repository: Path) -> None:
     stamp = take_stamp(repository, [])
     assert isinstance(stamp, StampFailed)
     assert "reftable" in stamp.reason
+
+
+def test_source_files_are_found_by_name(tmp_path: Path) -> None:
+    """Manifests and lock files count; version control, results and other files do not."""
+    names = ("Cargo.toml", "Cargo.lock", "src/main.rs", "notes.txt", "target/debug/a.rs", ".git/b.toml")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = sorted(source_files([tmp_path], {tmp_path / "target"}))
+    assert found == [f"{tmp_path}/{name}" for name in sorted(names[:3])]

@@ -109,6 +109,12 @@ async def test_dependents_are_left_alone_when_the_metadata_of_a_library_stayed(w
     assert (await workspace.builder.build(["leaf"])).crates == ("leaf",)
 
 
+async def test_an_edit_that_is_not_code_stops_where_it_was_made(workspace: Workspace) -> None:
+    """The library is compiled, and its metadata is what it was."""
+    workspace.write({"leaf/src/lib.rs": FILES["leaf/src/lib.rs"] + "// Said behind everything.\n"})
+    assert (await workspace.builder.build(["leaf"])).crates == ("leaf",)
+
+
 async def test_a_dependent_that_failed_is_compiled_again_though_the_library_stays(workspace: Workspace) -> None:
     """After a failure the library's metadata still counts as changed for whoever did not compile against it."""
     workspace.write({"leaf/src/lib.rs": FILES["leaf/src/lib.rs"].replace("answer", "reply")})

@@ -5,11 +5,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.thinplan import ThinCrate, plan_thin_crates
+from hotpatchd.core.unit import Fingerprint
 from hotpatchd.daemon.compiler import Compiled, Compiler
 from hotpatchd.daemon.fatbuild import FatBuild
 from hotpatchd.daemon.thin import ThinBuilder, ThinResult
@@ -102,6 +104,14 @@ class Programs:
         self.recorder.beside.clear()
         return await self.builder.build(names)
 
+    async def cancel_build(self, begun: int, *names: str) -> None:
+        """Compile crates, and cancel that once so many have begun."""
+        self.recorder.beside.clear()
+        task = asyncio.create_task(self.build(*names))
+        await until(lambda: task.done() or len(self.recorder.beside) >= begun)
+        task.cancel()
+        await asyncio.wait({task})
+
     async def rebuild(self, files: Mapping[str, str], *names: str) -> ThinResult:
         """Edit files and compile crates, which must succeed."""
         self.project.write(files)
@@ -116,10 +126,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, dict[str, 
     project = Project(tmp_path_factory.mktemp("graph") / "workspace")
     project.write(FILES)
     selections = {
-        "app": CargoSelection(package="app", bin="app"),
-        "serve-it": CargoSelection(package="app", bin="serve-it"),
-        "demo": CargoSelection(package="app", example="demo"),
-        "loud": CargoSelection(package="app", bin="app", features=("app/loud",)),
+        "app": CargoSelection(package="app", bin=("app",)),
+        "serve-it": CargoSelection(package="app", bin=("serve-it",)),
+        "demo": CargoSelection(package="app", example=("demo",)),
+        "loud": CargoSelection(package="app", bin=("app",), features=("app/loud",)),
     }
     return project, {name: asyncio.run(project.build(selection)) for name, selection in selections.items()}
 
@@ -326,24 +336,20 @@ async def test_a_crate_that_fails_after_its_metadata_was_told(programs: Callable
     assert "left" in repaired.crates
 
 
-async def test_a_cancelled_build_is_made_up_for(
-    programs: Callable[..., Programs], built: tuple[Project, dict[str, FatBuild]], tmp_path: Path
-) -> None:
+async def test_a_cancelled_build_is_made_up_for(programs: Callable[..., Programs], tmp_path: Path) -> None:
     """All compilers are killed, and the next build compiles what they did not, whatever it is asked for."""
     app = programs("app")
-    before = await app.build()
-    pids, rustc = tmp_path / "pids", app.crates[0].capture.rustc
+    pids, hangs, rustc = tmp_path / "pids", tmp_path / "hangs", app.crates[0].capture.rustc
     slow = tmp_path / "rustc"
     slow.write_text(
         f'#!/bin/sh\ncase "$*" in *crate-name\\ bottom*) exec "{rustc}" "$@";; esac\n'
-        f'[ -e "{tmp_path}/fast" ] && exec "{rustc}" "$@"\necho $$ >> "{pids}"\nexec sleep 600\n'
+        f'[ -e "{hangs}" ] || exec "{rustc}" "$@"\necho $$ >> "{pids}"\nexec sleep 600\n'
     )
     slow.chmod(0o755)
     crates = [replace(crate, capture=replace(crate.capture, rustc=str(slow))) for crate in app.crates]
     app.builder = ThinBuilder(crates, app.recorder, 8)
-    (tmp_path / "fast").touch()
     before = await app.build()
-    (tmp_path / "fast").unlink()
+    hangs.touch()
     text = FILES["bottom/src/lib.rs"].replace("into() * 2", "into() * 3")
     app.project.write({"bottom/src/lib.rs": text})
     task = asyncio.create_task(app.build("bottom"))
@@ -352,7 +358,59 @@ async def test_a_cancelled_build_is_made_up_for(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not any(is_running(int(pid)) for pid in pids.read_text().split())
-    (tmp_path / "fast").touch()
+    hangs.unlink()
     after = await app.build()
     assert set(after.crates) >= {"left", "right", "app (lib)", "app (bin)"}
     assert "app (lib)" in changed_crates(after, before)
+
+
+SOURCE_OF = {
+    "bottom": "bottom/src/lib.rs",
+    "left": "left/src/lib.rs",
+    "right": "right/src/lib.rs",
+    "twin 0.1.0": "../twins/one/src/lib.rs",
+    "app (lib)": "app/src/lib.rs",
+    "app (bin)": "app/src/main.rs",
+    "helper": "helper/src/lib.rs",
+    "demo": "app/examples/demo.rs",
+}
+EDITS: Sequence[Callable[[str], str]] = (
+    lambda text: text,
+    lambda text: text + "pub fn extra() -> u64 { 3 }\n",
+    lambda text: text + "// Said behind everything.\n",
+    lambda text: "// Said before everything.\n" + text,
+    lambda text: text.replace("into() * 2", "into() * 5"),
+    lambda text: text + "fn broken() { missing }\n",
+)
+
+
+def fingerprints(result: ThinResult) -> dict[str, dict[str, Fingerprint | None]]:
+    """Of all functions and statics of each program."""
+    return {
+        tip: {symbol: objects.fingerprint(symbol) for name in objects.files for symbol in objects.unit(name).exports}
+        for tip, objects in result.objects.items()
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happened_objects_are_those_of_the_newest_sources(
+    programs: Callable[..., Programs], built: tuple[Project, dict[str, FatBuild]], tmp_path: Path, seed: int
+) -> None:
+    """Edits of several crates of two programs, some that do not compile, and builds that are cancelled at any point."""
+    random = Random(seed)
+    both = programs("app", "demo", jobs=random.choice([1, 2, 4]))
+    await both.build()
+    for _ in range(12):
+        edited = random.sample(sorted(SOURCE_OF), random.randint(1, 3))
+        both.project.write({SOURCE_OF[name]: random.choice(EDITS)(FILES[SOURCE_OF[name]]) for name in edited})
+        if random.random() < 0.5:
+            await both.build(*edited)
+        else:
+            await both.cancel_build(random.randint(1, 6), *edited)
+    newest = await both.build()
+    project, builds = built
+    afresh = await Programs(project, tmp_path / "afresh", [builds["app"], builds["demo"]]).build()
+    assert (newest.failed == frozenset()) == (afresh.failed == frozenset())
+    assert fingerprints(newest) == fingerprints(afresh)
+    repaired = await both.rebuild({file: FILES[file] for file in SOURCE_OF.values()}, *SOURCE_OF)
+    assert set(repaired.objects) == {"app (bin)", "demo"}

@@ -2,12 +2,15 @@
 
 import asyncio
 import errno
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +19,8 @@ from watchdog.observers.inotify_c import InotifyFD
 
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.daemon import watcher as watcher_module
-from hotpatchd.daemon.watcher import Batch, Watcher
-
-BOUND_S = 20
-
-
-class Observed:
-    """A running watcher of `root`, with what it says."""
-
-    def __init__(self, root: Path, watcher: Watcher, notices: list[str]) -> None:
-        self.root = root
-        self.watcher = watcher
-        self.notices = notices
-        self._batches = watcher.batches()
-
-    async def batch(self) -> Batch:
-        """The next batch."""
-        return await asyncio.wait_for(anext(self._batches), BOUND_S)
-
-    async def files(self) -> set[str]:
-        """The files of the next batch, relative to the root."""
-        return {os.path.relpath(file, self.root) for file in (await self.batch()).files}
-
-    async def files_after_marker(self) -> set[str]:
-        """What is reported up to a marker that is written now: shows that nothing else was."""
-        (self.root / "src/marker").write_text(os.urandom(8).hex())
-        files: set[str] = set()
-        while "src/marker" not in files:
-            files |= await self.files()
-        return files - {"src/marker"}
+from hotpatchd.daemon.watcher import Watcher
+from tests.daemon.observed import BOUND_S, Observed, observing
 
 
 @pytest.fixture
@@ -63,13 +39,7 @@ Watching = Callable[..., AbstractAsyncContextManager[Observed]]
 def watching(root: Path) -> Watching:
     """Starts a watcher of `root`."""
 
-    @asynccontextmanager
-    async def start(**options: Any) -> AsyncIterator[Observed]:
-        notices: list[str] = []
-        async with Watcher([root], excluded=[root / "target"], notice=notices.append, **options) as watcher:
-            yield Observed(root, watcher, notices)
-
-    return start
+    return functools.partial(observing, root)
 
 
 @pytest.mark.parametrize("poll", [False, True], ids=["inotify", "poll"])
@@ -373,9 +343,146 @@ async def test_large_file_is_told_by_its_time(watching: Watching, root: Path, mo
         assert await observed.files() == {"src/main.rs"}
 
 
-async def test_hundreds_of_files_are_one_batch(watching: Watching, root: Path) -> None:
-    """A checkout that rewrites many files is one edit."""
-    async with watching(times=SettleTimes(quiet_ms=200, ceiling_ms=20_000)) as observed:
-        for number in range(300):
-            (root / f"src/f{number}.rs").write_text("1")
-        assert len(await observed.files()) == 300
+async def test_root_that_is_removed_and_made_again_is_watched(watching: Watching, root: Path) -> None:
+    """After the whole tree was replaced, its files are compared, and edits of them seen."""
+    (root / "src/gone.rs").write_text("1")
+    async with watching(times=SettleTimes(quiet_ms=200)) as observed:
+        shutil.rmtree(root)
+        (root / "src").mkdir(parents=True)
+        (root / "src/main.rs").write_text("fn main() {}")
+        assert await observed.files() == {"src/gone.rs"}
+        (root / "src/main.rs").write_text("fn main() { edit() }")
+        assert await observed.files() == {"src/main.rs"}
+
+
+async def test_root_that_is_renamed_away_and_replaced_is_watched(watching: Watching, root: Path) -> None:
+    """Another tree in the root's place is watched, and the old one is not any more."""
+    other = root.with_name("other")
+    shutil.copytree(root, other)
+    async with watching(times=SettleTimes(quiet_ms=200)) as observed:
+        root.rename(root.with_name("before"))
+        other.rename(root)
+        (root / "src/new.rs").write_text("1")
+        assert await observed.files() == {"src/new.rs"}
+        (root.with_name("before") / "src/main.rs").write_text("1")
+        (root / "src/main.rs").write_text("fn main() { edit() }")
+        assert await observed.files() == {"src/main.rs"}
+
+
+async def test_directory_of_a_single_file_may_come_and_go(watching: Watching, tmp_path: Path) -> None:
+    """A file elsewhere is watched again when its directory, and the one above, are made anew."""
+    shared = tmp_path / "a/b/shared.txt"
+    shared.parent.mkdir(parents=True)
+    shared.write_text("1")
+    async with watching(files=[shared]) as observed:
+        shutil.rmtree(tmp_path / "a")
+        assert (await observed.batch()).files == (shared,)
+        shared.parent.mkdir(parents=True)
+        shared.write_text("2")
+        assert (await observed.batch()).files == (shared,)
+        shared.write_text("3")
+        assert (await observed.batch()).files == (shared,)
+
+
+async def test_linked_source_directory_is_reported_under_both_names(
+    watching: Watching, tmp_path: Path, root: Path
+) -> None:
+    """A file that is an input by its own name and by that of a linked directory is an edit of both."""
+    (root / "linked").symlink_to(root / "src")
+    async with watching(files=[root / "linked/main.rs"]) as observed:
+        (root / "src/main.rs").write_text("fn main() { edit() }")
+        assert await observed.files() == {"src/main.rs", "linked/main.rs"}
+
+
+async def test_link_that_leads_elsewhere_afterwards_is_followed(watching: Watching, tmp_path: Path, root: Path) -> None:
+    """When a linked source directory is exchanged its files are compared, and edits seen at the new place."""
+    for version in ("v1", "v2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "same.rs").write_text("same")
+        (tmp_path / version / "lib.rs").write_text(version)
+    link = root / "linked"
+    link.symlink_to(tmp_path / "v1")
+    async with watching(files=[link / "lib.rs", link / "same.rs"]) as observed:
+        (root / "new").symlink_to(tmp_path / "v2")
+        (root / "new").rename(link)
+        assert await observed.files() == {"linked/lib.rs"}
+        (tmp_path / "v2/same.rs").write_text("edited")
+        assert await observed.files() == {"linked/same.rs"}
+
+
+@pytest.mark.parametrize("poll", [False, True], ids=["inotify", "poll"])
+async def test_names_in_an_included_directory_are_an_input(watching: Watching, tmp_path: Path, poll: bool) -> None:
+    """A file that comes or goes directly in it is reported with the directory; what is written into others is not."""
+    queries = tmp_path / "queries"
+    (queries / "deeper").mkdir(parents=True)
+    (queries / "old.sql").write_text("1")
+    async with watching(poll=poll, relevant=lambda path: path.endswith("marker")) as observed:
+        await observed.watcher.include([queries])
+        (queries / "old.sql").write_text("2")
+        (queries / "deeper/new.sql").write_text("1")
+        assert await observed.files_after_marker() == set()
+        (queries / "new.sql").write_text("1")
+        assert (await observed.batch()).files == (queries, queries / "new.sql")
+        (queries / "old.sql").unlink()
+        assert (await observed.batch()).files == (queries, queries / "old.sql")
+
+
+@pytest.mark.parametrize(
+    ("limit", "setting"),
+    [
+        ("max_inotify_instances", "fs.inotify.max_user_instances"),
+        ("max_inotify_watches", "fs.inotify.max_user_watches"),
+    ],
+)
+def test_limit_of_the_kernel_is_named_and_edits_are_seen(root: Path, limit: str, setting: str) -> None:
+    """In a user namespace that grants no more of them, the watcher says so and polls.
+
+    Source: namespaces(7), "/proc/sys/user": limits of a user namespace.
+    """
+    for number in range(3):
+        (root / f"src/d{number}").mkdir()
+    script = (
+        "import asyncio, pathlib, sys\n"
+        "from hotpatchd.daemon.watcher import Watcher\n"
+        "async def main(root):\n"
+        "    async with Watcher([root], notice=print) as watcher:\n"
+        "        (root / 'src/main.rs').write_text('fn main() { edit() }')\n"
+        "        print(*(await anext(watcher.batches())).files)\n"
+        "asyncio.run(main(pathlib.Path(sys.argv[1])))\n"
+    )
+    shell = f'echo {0 if "instances" in limit else 2} > /proc/sys/user/{limit} && exec "$@"'
+    shown = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", shell, "sh", sys.executable, "-c", script, str(root)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=BOUND_S,
+    ).stdout.splitlines()
+    assert setting in shown[0]
+    assert shown[1:] == [str(root / "src/main.rs")]
+
+
+async def test_foreign_file_system_is_named_and_polled(
+    watching: Watching, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where other machines may write, the watcher names the mount and its type, and looks by itself."""
+    mountinfo = tmp_path / "mountinfo"
+    mountinfo.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n71 1 0:50 / {root} rw shared:33 - nfs4 server:/x rw\n")
+    monkeypatch.setattr(watcher_module, "_MOUNTINFO", mountinfo)
+    monkeypatch.setattr(watcher_module, "_InotifySource", None)
+    async with watching() as observed:
+        (root / "src/main.rs").write_text("fn main() { edit() }")
+        assert await observed.files() == {"src/main.rs"}
+        assert f"{root}, a file system of type nfs4" in observed.notices[0]
+
+
+async def test_polling_a_large_tree_leaves_the_processor_alone(root: Path, watching: Watching) -> None:
+    """The pause between two looks grows with what a look costs."""
+    for number in range(5000):
+        (root / f"src/f{number}.rs").touch()
+    async with watching(poll=True) as observed:
+        before_s, started = time.process_time(), time.monotonic()
+        (root / "src/main.rs").write_text("fn main() { edit() }")
+        assert await observed.files() == {"src/main.rs"}
+        await asyncio.sleep(1)
+        assert time.process_time() - before_s < 0.5 * (time.monotonic() - started)

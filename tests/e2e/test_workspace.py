@@ -61,7 +61,7 @@ def edit(kind: str, crate: str, old: str, new: str, shown: str, patched: str, co
     )
 
 
-ABOVE_BASE = "base left middle right top runner"
+ABOVE_BASE = "base left middle right top app runner"
 EDITS = (
     edit(
         "bottom_generic",
@@ -79,7 +79,7 @@ EDITS = (
         "base::combine(sum, base::combine(*value, *value))",
         "generic=11",
         r"middle::summed(::<.*>)?::\{+closure.*\}+",
-        "middle runner",
+        "middle app runner",
     ),
     edit("inline", "main/crates/base", "    3\n", "    4\n", "shifted=104", r"base::offset", ABOVE_BASE),
     edit("bottom", "main/crates/base", "    10\n", "    2000\n", "diamond=4006002", r"base::plain", ABOVE_BASE),
@@ -90,7 +90,7 @@ EDITS = (
         "base::plain() + 5",
         "diamond=180",
         r"left::left",
-        "left top runner",
+        "left top app runner",
     ),
     edit(
         "top_of_the_diamond",
@@ -99,7 +99,7 @@ EDITS = (
         "left::left() + right::right()",
         "diamond=23",
         r"top::diamond",
-        "top runner",
+        "top app runner",
     ),
     edit(
         "default_method",
@@ -117,12 +117,12 @@ EDITS = (
         '    "LOUD"',
         "voice=LOUD",
         r"featured::voice",
-        "featured runner",
+        "featured app runner",
     ),
-    edit("renamed", "main/crates/origin", "    21", "    22", "alias=22", r"origin::called", "origin runner"),
-    edit("older_version", "main/crates/util", '"one"', '"uno"', "old=uno", r"util::version", "util runner"),
-    edit("newer_version", "main/vendor/util", '"two"', '"due"', "new=due", r"util::version", "util runner"),
-    edit("outside", "outside", "    31", "    32", "outside=32", r"outside::outside", "outside runner"),
+    edit("renamed", "main/crates/origin", "    21", "    22", "alias=22", r"origin::called", "origin app runner"),
+    edit("older_version", "main/crates/util", '"one"', '"uno"', "old=uno", r"util::version", "util app runner"),
+    edit("newer_version", "main/vendor/util", '"two"', '"due"', "new=due", r"util::version", "util app runner"),
+    edit("outside", "outside", "    31", "    32", "outside=32", r"outside::outside", "outside app runner"),
     edit(
         "beside_generated_code",
         "main/crates/generated",
@@ -130,7 +130,7 @@ EDITS = (
         "{}:2",
         "label=label:2",
         r"generated::label",
-        "generated runner",
+        "generated app runner",
     ),
     edit(
         "beside_included_files",
@@ -139,7 +139,7 @@ EDITS = (
         ".len() + 1",
         "bytes=6",
         r"assets::bytes",
-        "assets runner",
+        "assets app runner",
     ),
     edit("library_of_the_package", "main/crates/app", "    51", "    52", "shared=52", r"app::shared", "app runner"),
     edit(
@@ -170,7 +170,13 @@ STAYING = ("bottom_generic", "inline", "side_of_the_diamond", "default_method", 
 def compiled_for(session: Session, verdict: Verdict) -> list[str]:
     """The crates that an edit had compiled, in order; two versions of one crate have one name here."""
     finished = session.wait_event("rebuild.finished", lambda event: event["edit"] == verdict.edit)
-    return [crate.partition("@")[0] for crate in finished["crates"]]
+    return [crate.partition(" ")[0] for crate in finished["crates"]]
+
+
+def with_parameter(session: Session) -> str:
+    """The crate at the bottom with a parameter more at a function that two crates call."""
+    changed = session.project.replaced(BASE, "pub fn plain() -> u64 {", "pub fn plain(more: u64) -> u64 {")
+    return changed.replace("    10\n", "    10 + more\n")
 
 
 def reversed_edit(session: Session, made: Edit) -> Verdict:
@@ -214,21 +220,21 @@ def test_new_function_at_the_bottom_used_by_the_program(workspace: Session) -> N
 
 def test_new_function_before_its_first_use(workspace: Session) -> None:
     """A new function that nothing calls yet changes nothing; it comes along with its first use."""
-    defined = workspace.save(BASE, workspace.project.read(BASE) + "\npub fn fresh() -> u64 {\n    71\n}\n")
+    defined = workspace.save(BASE, workspace.project.read(BASE) + "\npub fn awaited() -> u64 {\n    72\n}\n")
     assert workspace.wait_verdict(defined).verdict == "unchanged"
-    verdict = workspace.apply(TIP, EXTRA, "    base::fresh().to_string()\n")
-    assert verdict.added == ("base::fresh",)
-    workspace.daemon.wait_value("extra", "71")
+    verdict = workspace.apply(TIP, EXTRA, "    base::awaited().to_string()\n")
+    assert verdict.added == ("base::awaited",)
+    workspace.daemon.wait_value("extra", "72")
 
 
 def test_first_use_before_the_new_function(workspace: Session) -> None:
     """The use alone does not compile, and the program goes on; when the function is there too, both apply."""
-    used = workspace.edit(TIP, EXTRA, "    base::fresh().to_string()\n")
+    used = workspace.edit(TIP, EXTRA, "    base::missed().to_string()\n")
     assert workspace.wait_verdict(used).verdict == "failed"
     assert workspace.daemon.wait_line("after the failure")["extra"] == "plain"
-    defined = workspace.save(BASE, workspace.project.read(BASE) + "\npub fn fresh() -> u64 {\n    71\n}\n")
+    defined = workspace.save(BASE, workspace.project.read(BASE) + "\npub fn missed() -> u64 {\n    73\n}\n")
     assert workspace.wait_verdict(defined).verdict == "applied"
-    workspace.daemon.wait_value("extra", "71")
+    workspace.daemon.wait_value("extra", "73")
 
 
 def test_new_generic_function_through_three_crates(workspace: Session) -> None:
@@ -284,8 +290,7 @@ def test_changed_signature_and_all_its_callers(workspace: Session) -> None:
 
 def test_callers_of_a_changed_signature_one_after_the_other(workspace: Session) -> None:
     """As long as one crate does not compile nothing applies; the last save brings everything since the first."""
-    changed = workspace.project.replaced(BASE, "pub fn plain() -> u64 {", "pub fn plain(more: u64) -> u64 {")
-    saved = workspace.save(BASE, changed.replace("    10\n", "    10 + more\n"))
+    saved = workspace.save(BASE, with_parameter(workspace))
     assert workspace.wait_verdict(saved).verdict == "failed"
     saved = workspace.edit(LEFT, "base::plain()", "base::plain(7)")
     assert workspace.wait_verdict(saved).verdict == "failed"

@@ -163,7 +163,11 @@ EDITS = (
     ),
     # What is never over: an event stream, a web socket, a body that is sent word by word, a background task.
     _edit((LIVE, '"tick {number}"', '"tock {number}"'), events=r"data: tock \d+"),
-    _edit((LIVE, "data(tick(number))", "data(tick(number).to_uppercase())"), events=r"data: TOCK \d+"),
+    _edit(
+        (LIVE, "data(tick(number))", "data(loud(tick(number)))"),
+        (LIVE, "fn tick", "fn loud(text: String) -> String {\n    text.to_uppercase()\n}\n\nfn tick"),
+        events=r"data: TOCK \d+",
+    ),
     _edit((LIVE, '"{count}: {text}"', '"{count}: <{text}>"'), chat="<hello >"),
     _edit((LIVE, "reply(&text, count)", "reply(text.trim(), count)"), chat="<hello>"),
     _edit((LIVE, '"word-{number}\\n"', '"word {number}\\n"'), slow=r"word \d"),

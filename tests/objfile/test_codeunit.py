@@ -209,3 +209,42 @@ def test_absolute_and_common_symbols_are_not_exported_sections(tmp_path: Path) -
     (reference,) = unit.references(unit.exports["f"].section)
     assert reference.name == "shared"
     assert reference.section < 0
+
+
+LOGGED = """
+pub struct Metadata { name: &'static str, level: usize, line: Option<u32>, fields: &'static [&'static str] }
+unsafe impl Sync for Metadata {}
+pub fn logged() -> &'static Metadata {
+    static __CALLSITE: &'static Metadata = {
+        static META: Metadata = Metadata { name: "event", level: 3, line: Some(line!()), fields: &["message"] };
+        &META
+    };
+    __CALLSITE
+}
+fn main() { println!("{:?}", logged().line); }
+"""
+
+
+@pytest.mark.parametrize("mangling", [(), ("-Csymbol-mangling-version=v0",)], ids=["default", "v0"])
+@pytest.mark.parametrize(("old", "new", "moved"), [("\npub", "\n\npub", True), ("level: 3", "level: 4", False)])
+def test_a_call_site_of_tracing_may_move(
+    tmp_path: Path, mangling: tuple[str, ...], old: str, new: str, moved: bool
+) -> None:
+    """Its line number is no change of the static that describes it; its level is one."""
+    compiler = ("rustc", *mangling)
+    before, after = (thin_build(tmp_path, source, compiler=compiler) for source in (LOGGED, LOGGED.replace(old, new)))
+    (meta,) = (name for name in before.state_names() | _constants(before) if "4META" in name)
+    old_print, new_print = before.fingerprint(meta), after.fingerprint(meta)
+    assert old_print is not None
+    assert new_print is not None
+    assert old_print.strict != new_print.strict
+    assert (old_print.blind == new_print.blind) == moved
+
+
+def _constants(objects: BuildObjects) -> set[str]:
+    return {
+        name
+        for unit in map(objects.unit, objects.files)
+        for name, what in unit.exports.items()
+        if what.kind == "constant"
+    }

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import HostSymbol
-from hotpatchd.objfile.host_index import HostIndex, build_id_of, host_index, load_index, read_host, save_index
+from hotpatchd.objfile.host_index import HostCode, HostIndex, build_id_of, host_index, load_index, read_host, save_index
 from hotpatchd.objfile.stub import TlsBlock
-from tests.objfile.build import run
+from tests.objfile.build import run, target_dir
 from tests.objfile.sources import PROGRAM
 
 KINDS = {"STT_FUNC": "function", "STT_LOOS": "function", "STT_OBJECT": "data", "STT_NOTYPE": "data", "STT_TLS": "tls"}
@@ -43,6 +43,23 @@ def c_program(root: Path, *flags: str, align: int = 8) -> Path:
     return root / "main"
 
 
+CALLS = r"""
+#define SECTION(name) __attribute__((noinline, noclone, section(".text." #name)))
+typedef int function(int);
+static SECTION(alone) int alone(int n) { return n * 3; }
+static SECTION(listed) int listed(int n) { return n * 5; }
+static SECTION(passed) int passed(int n) { return n * 7; }
+__attribute__((visibility("hidden"))) SECTION(hidden) int hidden(int n) { return n * 9; }
+SECTION(open) int open_to_all(int n) { return n * 11; }
+function *const table[] = {listed, listed};
+function *volatile kept;
+int main(int argc, char **argv) {
+    kept = passed;
+    return alone(argc) + hidden(argc) + open_to_all(argc) + table[argc % 2](argc) + kept(argc);
+}
+"""
+
+
 @pytest.fixture(scope="module")
 def rust_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A linked Rust program with its symbol table."""
@@ -50,6 +67,25 @@ def rust_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "main.rs").write_text(PROGRAM)
     run("rustc", "--edition=2021", "--cap-lints=allow", "main.rs", cwd=root)
     return root / "main"
+
+
+@pytest.mark.parametrize("linker", ["lld", "bfd"])
+@pytest.mark.parametrize("flags", [("-fPIE", "-pie"), ("-fno-pie", "-no-pie")], ids=["movable", "fixed"])
+def test_functions_that_only_their_object_could_call_can_be_left_out(
+    tmp_path: Path, linker: str, flags: tuple[str, ...]
+) -> None:
+    """But not where the program has their address, and not those that are merely hidden from other programs."""
+    (tmp_path / "calls.c").write_text(CALLS)
+    rust_lld = f"-B{target_dir() / 'bin' / 'gcc-ld'}"
+    run("gcc", "-O1", *flags, rust_lld, f"-fuse-ld={linker}", "calls.c", "-o", "calls", cwd=tmp_path)
+    whole = read_host(tmp_path / "calls")
+    code = HostCode(tmp_path / "calls", whole.header)
+    index = whole.without_private(code.addresses_taken())
+    wanted = {"alone", "listed", "passed", "hidden", "open_to_all"}
+    assert {name for name in wanted if whole.find(name)} == wanted
+    assert {name for name in wanted if index.find(name)} == wanted - {"alone"}
+    assert index.functions("alone") == ()
+    assert [name for addr, _ in whole.functions("alone") for name in index.function_names_at(addr)] == ["alone"]
 
 
 def reference_rows(path: Path) -> Iterator[tuple[str, int, int, str]]:

@@ -56,6 +56,16 @@ def test_addresses_of_two_instructions_count_twice(addr: int, target: int, regis
     assert AARCH64.count_references(code, addr, target ^ 8) == 0
 
 
+@given(addr=st.integers(0, 2**30), target=st.integers(0, 2**32 - 1), register=st.integers(0, 30))
+def test_an_address_that_code_computes_is_taken(addr: int, target: int, register: int) -> None:
+    """One that it branches to is not."""
+    addr *= 4
+    page = address_word(0x90000000, register, (target >> 12) - (addr >> 12))
+    add = 0x91000000 | (target & 0xFFF) << 10 | register << 5
+    branch = 0x94000000 | 5
+    assert set(AARCH64.addresses_taken(words(page, branch, add), addr)) == {target}
+
+
 @given(addr=st.integers(2**19, 2**30), distance=st.integers(-(2**20), 2**20 - 1))
 def test_addresses_that_the_linker_shortened_count_twice(addr: int, distance: int) -> None:
     """`adr` and `nop` are what two relocations became."""

@@ -147,10 +147,10 @@ impl Engine {
             instance: &self.instance,
             build_id: &self.host.build_id,
             exe: self.host.exe.to_string_lossy(),
-            library: self.host.library().map(|path| wire::Library {
-                path: path.to_string_lossy(),
-                tls_module: self.host.module.tls_module,
-            }),
+            library: self
+                .host
+                .library()
+                .map(|path| wire::Library { path: path.to_string_lossy(), tls_module: self.host.module.tls_module }),
             target: arch::TARGET,
             slide: self.host.module.slide,
             region: self.region(),
