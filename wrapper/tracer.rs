@@ -256,9 +256,9 @@ fn is_in_scope(path: &[u8]) -> bool {
 /// Whether it is new.
 fn remember(record: &[u8]) -> bool {
     // FNV-1a
-    let hash = record.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = record
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     let place = TOLD.get(hash as usize % TOLD.len());
     place.is_some_and(|place| place.swap(hash, Relaxed) != hash)
 }
@@ -358,7 +358,8 @@ unsafe fn tell_program(path: *const c_char, environment: *const *const c_char) {
         return;
     }
     tell_path(b'r', AT_FDCWD, path);
-    let preloads = variable(environment, b"LD_PRELOAD").is_some() && variable(environment, b"HOTPATCHD_TRACE").is_some();
+    let preloads =
+        variable(environment, b"LD_PRELOAD").is_some() && variable(environment, b"HOTPATCHD_TRACE").is_some();
     if !preloads || !is_traceable(path.cast(), 0) {
         let mut record = Text::new();
         if record.push(b"u").and_then(|()| record.push(bytes_of(path))).is_some() {

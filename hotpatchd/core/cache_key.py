@@ -15,6 +15,9 @@ from hotpatchd.core.argv import parse_argv, values
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.thinplan import ThinCrate
 
+FORMAT = "1"
+"""Of what is kept under these keys: with another one, nothing that was kept before is found."""
+
 DIGEST_SIZE = 20
 """Bytes of a digest: 160 bits do not collide by chance."""
 
@@ -58,6 +61,7 @@ def command_key(crate: ThinCrate, files: Mapping[str, str]) -> str:
     """
     return digest_of(
         "compile",
+        FORMAT,
         crate.capture.toolchain,
         crate.capture.rustc,
         crate.capture.cwd,
@@ -123,6 +127,7 @@ def link_key(
         response = response.replace(path, digest)
     return digest_of(
         "link",
+        FORMAT,
         host,
         linker,
         digest_of(*("" if word == output else word for word in argv)),

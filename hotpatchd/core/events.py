@@ -3,12 +3,20 @@
 Their names and fields are a promise to whoever reads them: `to_record` keeps both, and their order, stable.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
 NoteName = Literal[
-    "on_stack", "initialiser_kept", "inlined_into", "not_in_host", "not_hot", "collected", "own_instance"
+    "on_stack",
+    "initialiser_kept",
+    "inlined_into",
+    "not_in_host",
+    "not_hot",
+    "collected",
+    "own_instance",
+    "no_difference",
 ]
 
 BuildReason = Literal["start", "restart", "background"]
@@ -100,11 +108,15 @@ class ClientLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditSettled:
-    """Files changed and have been quiet since; from here on the change goes by the number `edit`."""
+    """Files changed and have been quiet since; from here on the change goes by the number `edit`.
+
+    `classes` tells what each file is to the program (`hotpatchd.core.inputs`).
+    """
 
     event: ClassVar = "edit.settled"
     edit: int
     files: tuple[str, ...]
+    classes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,15 @@ from hotpatchd.core.session import PatchContent, Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled:
-    """Files changed and are quiet now. `last_write` in Unix seconds."""
+    """Files changed and are quiet now. `last_write` in Unix seconds.
+
+    `harmless` says of manifests and the like why their change makes no difference.
+    """
 
     files: tuple[str, ...]
     last_write: float
     settle_ms: float
+    harmless: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

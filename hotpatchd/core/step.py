@@ -150,9 +150,13 @@ def _settled(state: State, event: Settled) -> Result:
 
 def _start_edit(state: State) -> Result:
     batches, state = state.pending, replace(state, pending=())
+    # What the newest batch says of a file counts.
+    harmless: dict[str, str] = {}
+    for batch in batches:
+        harmless = {file: why for file, why in harmless.items() if file not in batch.files} | dict(batch.harmless)
     files = {file for batch in batches for file in batch.files}
-    edit_class = classify(files, state.inputs, state.dirty)
-    if not edit_class.files:
+    edit_class = classify(files, state.inputs, state.dirty, harmless)
+    if not edit_class.files and not edit_class.harmless:
         return state, ()
     cancelled = lifecycle.cancel_background(state)
     number = state.edit + 1
@@ -160,9 +164,14 @@ def _start_edit(state: State) -> Result:
         edit=number,
         last_write=max(batch.last_write for batch in batches),
         settle_ms=max(batch.settle_ms for batch in batches),
+        notes=tuple(
+            Note(symbol=file, note="no_difference", detail=why) for file, why in sorted(edit_class.harmless.items())
+        ),
     )
     state = replace(cancelled[0], edit=number, outcome=outcome)
-    settled = then(cancelled, (state, (Emit(event=EditSettled(edit=number, files=edit_class.files)),)))
+    classes = {**edit_class.harmless, **edit_class.classes}
+    told = EditSettled(edit=number, files=tuple(sorted(classes)), classes=dict(sorted(classes.items())))
+    settled = then(cancelled, (state, (Emit(event=told),)))
     if edit_class.full_build:
         refusals = tuple(
             Refusal(symbol=file, reason="full_build", detail=f"this {kind} was edited: build again and restart")
@@ -170,6 +179,8 @@ def _start_edit(state: State) -> Result:
         )
         dirty = replace(state, dirty=state.dirty | edit_class.crates)
         return then(settled, _conclude(dirty, "restart", refusals))
+    if not edit_class.crates:
+        return then(settled, _conclude(state, "unchanged", ()))
     crates = edit_class.crates | state.dirty
     building = replace(state, phase="building", building=crates, cancelling=False)
     return then(settled, (building, (Rebuild(crates=crates),)))
@@ -178,7 +189,8 @@ def _start_edit(state: State) -> Result:
 def _rebuilt(state: State, event: Rebuilt) -> Result:
     outcome = replace(state.outcome, compile_ms=event.compile_ms)
     state = replace(state, dirty=event.failed, inputs=event.inputs, outcome=outcome)
-    if event.cancelled:
+    # What failed may have read a file that was being written, and was empty for a moment.
+    if event.cancelled or (event.failed and _has_newer_source(state, frozenset(event.crates))):
         return _carry(state)
     report = RebuildFailed if event.failed else RebuildFinished
     told: Result = (
@@ -199,10 +211,14 @@ def _rebuilt(state: State, event: Rebuilt) -> Result:
 
 def _is_outdated(state: State, built: frozenset[str]) -> bool:
     """Whether the source of what was built changed meanwhile, and there is still patience to build it again."""
-    newer = classify({file for batch in state.pending for file in batch.files}, state.inputs)
-    if newer.crates.isdisjoint(built) or newer.full_build:
+    if not _has_newer_source(state, built):
         return False
     return not state.carried or state.pending[-1].last_write - state.carried_since < PATIENCE_S
+
+
+def _has_newer_source(state: State, built: frozenset[str]) -> bool:
+    newer = classify({file for batch in state.pending for file in batch.files}, state.inputs)
+    return not newer.crates.isdisjoint(built) and not newer.full_build
 
 
 def _carry(state: State) -> Result:

@@ -28,7 +28,7 @@ class Fingerprint(NamedTuple):
     """Digests of a section and of everything anonymous that it refers to.
 
     Two sections with the same `strict` digest do the same. Those that differ in `strict` and agree in `blind` differ
-    only in the line and column numbers of panic locations.
+    only in the line and column numbers of panic locations, or in those that tracing's call sites are described by.
     """
 
     strict: bytes

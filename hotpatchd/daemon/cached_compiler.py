@@ -15,8 +15,10 @@ from hotpatchd.core.cache_key import command_files, command_key, digest_of, othe
 from hotpatchd.core.depinfo import parse_dep_info
 from hotpatchd.core.errors import CaptureError
 from hotpatchd.core.thinplan import ThinCrate
+from hotpatchd.core.trace import Trace
 from hotpatchd.daemon.compiler import Compiled, CrateCompiler, objects_dir
 from hotpatchd.daemon.object_cache import Entry, ObjectCache
+from hotpatchd.daemon.tracing import Tracer
 from hotpatchd.objfile.objects import object_file
 
 _log = structlog.get_logger()
@@ -28,22 +30,13 @@ _SEPARATOR = "\0"
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
-FurtherInputs = Callable[[ThinCrate], Iterable[str] | None]
-"""What the newest compile of a crate read that dep-info does not list, proc macros for instance: absolute paths of
-files, of directories that were listed, and of files that were looked for and not there. None: nobody knows, and the
-compile is not kept."""
-
-
-def no_further_inputs(_crate: ThinCrate) -> tuple[str, ...]:
-    """Dep-info lists everything."""
-    return ()
-
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
     """What is kept of a compile beside its files."""
 
     diagnostics: tuple[str, ...]
     dep_info: bytes
+    trace: bytes
     metadata: bytes | None
 
 
@@ -76,13 +69,14 @@ class CachingCompiler:
 
     What rustc made is stored after it was handed over. A compile is stored only if nothing that it read changed from
     its beginning until then. Sources on a file system that keeps time by a clock of its own are asked twice for their
-    time stamps, so that a compile is stored only if its files are known from one before.
+    time stamps, so that a compile is stored only if its files are known from one before. Nor is it stored if it is not
+    known what it read: the crate uses proc macros, and they were not traced, or they ran programs that cannot be.
 
     Args:
         inner: compiles what is not in the cache.
         cache: may be shared.
         crates: all that will be compiled, to know whose metadata a crate reads.
-        further_inputs: see `FurtherInputs`.
+        tracer: that the compiles of `inner` are traced with; None if they are not.
     """
 
     def __init__(
@@ -90,13 +84,12 @@ class CachingCompiler:
         inner: CrateCompiler,
         cache: ObjectCache,
         crates: Iterable[ThinCrate],
-        *,
-        further_inputs: FurtherInputs = no_further_inputs,
+        tracer: Tracer | None = None,
     ) -> None:
         self._inner = inner
         self._cache = cache
         self._crates = {crate.name: crate for crate in crates}
-        self._further_inputs = further_inputs
+        self._tracer = tracer
         self._stores: dict[str, asyncio.Task[None]] = {}
 
     async def compile(self, crate: ThinCrate, on_metadata: Callable[[bytes], None] | None = None) -> Compiled:
@@ -189,6 +182,8 @@ class CachingCompiler:
         dep_info = _dep_info(crate)
         dep_info.unlink(missing_ok=True)
         dep_info.write_bytes(note.dep_info)
+        if self._tracer:
+            self._tracer.recall(crate, note.trace)
         paths.pop(_METADATA, None)
         is_optimised = crate.is_optimised
         return Compiled(
@@ -200,19 +195,22 @@ class CachingCompiler:
 
     def _store(self, crate: ThinCrate, start: _Start, done: Compiled) -> None:
         try:
-            further = self._further_inputs(crate)
-            if further is None:
+            trace, record = Trace(), b""
+            if self._tracer:
+                trace, record = self._tracer.trace_of(crate), self._tracer.record_of(crate)
+            # A trace that is empty is none: rustc itself opens the crate's sources.
+            if trace.untraced or trace.written or not (record or _reads_what_is_listed(crate)):
                 return
             dep_info = _dep_info(crate).read_bytes()
             listed = parse_dep_info(dep_info.decode("utf-8", "surrogateescape")).files
-            files = {os.path.normpath(os.path.join(crate.capture.cwd, file)) for file in (*listed, *further)}
-            inputs = sorted(files.union(other_places(files)))
+            files = {os.path.normpath(os.path.join(crate.capture.cwd, file)) for file in listed}
+            inputs = sorted(files.union(other_places(files), trace.paths))
             digests = self._digests(inputs, self._cache.clock_ns())
             # Also where it is not stored: the next compile can ask for these files' time stamps before it begins.
             self._cache.remember(start.command, _SEPARATOR.join(inputs))
             if self._command(crate) != start.command or not all(_is_unchanged(path, start) for path in inputs):
                 return
-            note = _Note(diagnostics=done.diagnostics, dep_info=dep_info, metadata=done.metadata)
+            note = _Note(diagnostics=done.diagnostics, dep_info=dep_info, trace=record, metadata=done.metadata)
             outputs = {name: file.path for name, file in done.objects.items()}
             if crate.metadata:
                 outputs[_METADATA] = Path(crate.metadata)
@@ -233,6 +231,11 @@ async def _to_its_end(function: Callable[_Args, _Result], *args: _Args.args, **k
     except asyncio.CancelledError:
         await asyncio.wait({running})
         raise
+
+
+def _reads_what_is_listed(crate: ThinCrate) -> bool:
+    """Whether dep-info lists all that a compile reads: a proc macro, which is a shared library, may read anything."""
+    return all(path.endswith((".rlib", ".rmeta", ".json")) for path in command_files(crate))
 
 
 def _place_of(crate: ThinCrate, place: Path, name: str) -> Path:

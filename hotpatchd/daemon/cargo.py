@@ -39,6 +39,7 @@ async def run_cargo(
     cwd: Path,
     environ: Mapping[str, str],
     foreground: bool = False,
+    on_stdout: Callable[[bytes], None] | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> bytes:
     """Run cargo to its end. Its standard error is this process's; cancelling ends it.
@@ -50,6 +51,8 @@ async def run_cargo(
         foreground: leave it in the terminal's foreground, where it may ask for a passphrase, without limits. Else it
             has a process group of its own, for cancelling to reach rustc and the linker; Ctrl-C on the terminal goes
             to the daemon's group, which cancels this coroutine.
+        on_stdout: is given each line of its standard output at once, where it is not in the foreground; cargo still has
+            its lock then, and what it names is what it made.
         waiting: is told when it waits for another cargo, and for which.
 
     Returns:
@@ -62,7 +65,7 @@ async def run_cargo(
         if foreground:
             status, output = await _in_foreground(args, cwd, environ)
         else:
-            status, output = await _in_background(args, cwd, environ, waiting)
+            status, output = await _in_background(args, cwd, environ, on_stdout, waiting)
     except FileNotFoundError as error:
         raise BuildError("cargo is not on PATH", hint="install Rust from https://rustup.rs") from error
     if status < 0:
@@ -88,12 +91,16 @@ async def _in_foreground(args: Sequence[str], cwd: Path, environ: Mapping[str, s
 
 
 async def _in_background(
-    args: Sequence[str], cwd: Path, environ: Mapping[str, str], waiting: Callable[[str], None] | None
+    args: Sequence[str],
+    cwd: Path,
+    environ: Mapping[str, str],
+    on_stdout: Callable[[bytes], None] | None,
+    waiting: Callable[[str], None] | None,
 ) -> tuple[int, bytes]:
     async with limited_process(["cargo", *args], cwd=cwd, env=environ, own_session=False, turn="build") as cargo:
         watching = asyncio.create_task(_watch_locks(cargo.pid, waiting)) if waiting else None
         try:
-            output = await cargo.read()
+            output = await cargo.read("stdout", on_stdout)
             return await cargo.wait(), output
         except asyncio.CancelledError:
             # What does not end soon is killed.

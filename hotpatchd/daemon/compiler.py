@@ -115,8 +115,9 @@ class Compiler:
     def _take_objects(self, crate: ThinCrate, out_dir: Path) -> dict[str, ObjectFile]:
         """Move the objects out of rustc's way; those of earlier builds stay where they are, being compared with."""
         objects = objects_dir(crate)
-        if not self._compiles[crate.name]:  # What is there was left by an earlier daemon.
-            shutil.rmtree(objects, ignore_errors=True)
+        if not self._compiles[crate.name]:  # What is there was left by an earlier daemon, or came from a cache.
+            for left in objects.glob("[0-9]*"):
+                shutil.rmtree(left, ignore_errors=True)
         self._compiles[crate.name] += 1
         place = objects / str(self._compiles[crate.name])
         place.mkdir(parents=True)

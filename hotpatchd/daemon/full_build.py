@@ -75,16 +75,19 @@ class KeptManifests:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FullBuildInputs:
-    """What a full build depends on, besides the code of the program's crates.
+    """What a full build depends on, besides what rustc lists of the program's crates.
 
     Args:
         files: absolute path → what it is; also of directories, which stand for the names in them, and of files that
             are not there and would count if they were.
+        macro_inputs: paths that proc macros of the program's crates read, as `BuildInputs.macro_inputs` has them
+            later; an edit of them does not need a full build.
         manifests: for telling edits of them that make no difference.
         untraced: programs that build scripts ran, and of which it is not known what they read.
     """
 
     files: Mapping[str, str]
+    macro_inputs: frozenset[str]
     manifests: KeptManifests
     untraced: tuple[str, ...]
 
@@ -127,7 +130,8 @@ def full_build_inputs(
         str(root / "Cargo.toml"): "workspace manifest" if root / "Cargo.toml" not in manifests else "manifest",
         str(root / "Cargo.lock"): "lock file",
     }
-    files |= dict.fromkeys(_linker_inputs(captures, tracer), "input of the linker")
+    linked = dict.fromkeys(_linker_inputs(captures, tracer), "input of the linker")
+    files |= linked
     traces = {run: trace for run in runs if (trace := tracer and tracer.build_script_trace(run.out_dir))}
     read = {path for trace in traces.values() for path in trace.paths}
     code = {file for capture in captures for file in captured_files(capture)}
@@ -145,6 +149,9 @@ def full_build_inputs(
     }
     return FullBuildInputs(
         files=files,
+        macro_inputs=frozenset(path for capture in captures for path in _compiled_from(capture, tracer))
+        - code
+        - linked.keys(),
         manifests=KeptManifests(
             texts=texts, use=Use(profile=profile, variables=frozenset(variables), packages=frozenset(names))
         ),
@@ -189,7 +196,9 @@ def accept_untraced(runs: Iterable[ScriptRun], tracer: Tracer) -> None:
 def _is_outdated(run: ScriptRun, trace: Trace | None) -> bool:
     if trace is None:
         return True
-    started, ended = _mtime_ns(run.out_dir.with_name("invoked.timestamp")), _mtime_ns(_output(run))
+    # Source: cargo's `custom_build.rs`: the first is written before the script is started, the last when it has ended;
+    # the output gets the time of the first.
+    started, ended = (_mtime_ns(run.out_dir.with_name(name)) for name in ("invoked.timestamp", "root-output"))
     if started is None or ended is None:
         return False
     told = _told(run)

@@ -19,15 +19,19 @@ from hotpatchd.core.linkplan import Linker
 from hotpatchd.core.session import Session
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot
+from hotpatchd.daemon.cached_compiler import CachingCompiler
 from hotpatchd.daemon.carrier import CarrierLinker
+from hotpatchd.daemon.compiler import Compiler
 from hotpatchd.daemon.crate_inputs import inputs_of
 from hotpatchd.daemon.fatbuild import BuiltProgram, FatBuild
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import identify
 from hotpatchd.daemon.native_libraries import static_libraries
+from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Patcher
 from hotpatchd.daemon.thin import ThinBuilder
+from hotpatchd.daemon.tracing import Tracer
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
 from hotpatchd.objfile.library_object import program_build_id
@@ -177,6 +181,8 @@ class Generation:
         state_dir: the daemon's directory.
         links_client: whether the client is linked into the programs.
         ansi: whether diagnostics are coloured.
+        tracer: writes down what proc macros read; None where nothing can.
+        jobs: how many compilers may run at once.
 
     Raises:
         HotpatchdError: a captured command cannot be understood, or a program cannot be read.
@@ -190,13 +196,18 @@ class Generation:
         state_dir: Path,
         links_client: bool,
         ansi: bool,
+        tracer: Tracer | None,
+        jobs: int,
     ) -> None:
         fat = self.fat = built.fat
         self.full_build = dict(built.full_build)
         tips = [program.tip for program in fat.programs]
-        self.builder = ThinBuilder(
-            plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
+        crates = plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
+        self.compiler = CachingCompiler(
+            Compiler(tracer=tracer), ObjectCache(state_dir / "cache"), crates, tracer=tracer
         )
+        self.builder = ThinBuilder(crates, self.compiler, jobs)
+        self._tracer = tracer
         names = {crate.capture.key: crate.name for crate in self.builder.crates if crate.is_tip}
         kept = _keep([program.executable for program in fat.programs], state_dir / "programs")
         self.hosts = tuple(
@@ -225,7 +236,7 @@ class Generation:
 
     def inputs(self) -> BuildInputs:
         """The files that the programs are made from."""
-        return inputs_of(self.builder.crates, self.full_build)
+        return inputs_of(self.builder.crates, self.full_build, tracer=self._tracer)
 
     async def make_baseline(self, touched: Callable[[], Iterable[str]]) -> Mapping[str, BuildObjects]:
         """The objects of the programs' own source, by host, and whatever patches are made with.

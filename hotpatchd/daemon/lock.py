@@ -21,6 +21,13 @@ from hotpatchd.core.errors import UsageError
 SCHEMA = 1
 
 
+class LibraryInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The shared library that is patched in whatever program loads it."""
+
+    build_id: str
+    path: str
+
+
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `daemon.json`."""
 
@@ -28,6 +35,7 @@ class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     token: str
     pid: int
+    library: LibraryInfo | None = None
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,11 +130,11 @@ class StateLock:
         self._lock.sign()
         return self
 
-    def publish(self, *, url: str, token: str) -> None:
+    def publish(self, *, url: str, token: str, library: LibraryInfo | None = None) -> None:
         """Write `daemon.json`, readable by the owner only, so that it is never seen half written."""
         temporary = self._state_dir / f"daemon.json.{os.getpid()}"
         temporary.unlink(missing_ok=True)
-        info = DaemonInfo(url=url, token=token, pid=os.getpid())
+        info = DaemonInfo(url=url, token=token, pid=os.getpid(), library=library)
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(msgspec.json.encode(info))
         temporary.replace(self._state_dir / "daemon.json")

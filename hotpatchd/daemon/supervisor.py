@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from hotpatchd.core.state import Policy, State
 from hotpatchd.core.step import step
 from hotpatchd.daemon import logs
 from hotpatchd.daemon.baseline import take_snapshot
+from hotpatchd.daemon.build_lock import build_in_turn
 from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.commands import Commands
 from hotpatchd.daemon.crate_inputs import captured_files
@@ -44,7 +45,7 @@ from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.generation import Built, Generation, image_tools
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.keys import Keys
-from hotpatchd.daemon.lock import StateLock
+from hotpatchd.daemon.lock import LibraryInfo, StateLock
 from hotpatchd.daemon.patcher import Ready
 from hotpatchd.daemon.program import (
     RunningProgram,
@@ -58,6 +59,7 @@ from hotpatchd.daemon.program import (
 )
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.server import PatchServer
+from hotpatchd.daemon.tracing import find_tracer, scope_of
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.host_index import HostIndex
 from hotpatchd.objfile.objects import BuildObjects
@@ -141,6 +143,7 @@ class Daemon:
         self._built: Built | None = None
         self._generation: Generation | None = None
         self._objects: dict[int, Mapping[str, BuildObjects]] = {}
+        self._is_closing = False
         self._batches = 0
         self._changed_in: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -167,12 +170,20 @@ class Daemon:
         """
         options = self.options
         self._args = program
+        roots = [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)]
+        excluded = [self.workspace.target_dir, self.workspace.build_dir]
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._support = await target_support(self._triple, cwd=options.cwd, environ=options.environ)
         if self._support.client == "linked":
             self._linked_client = await client_for(self._triple, options.environ, self.terminal, kind="linked")
         elif self._support.client == "preload" and program is not None and options.protocol != "dioxus":
             self._preloaded = await client_for(self._triple, options.environ, self.terminal)
+        self._tracer = await find_tracer(
+            Path(options.environ.get("RUSTC", "rustc")),
+            scope_of(roots, excluded),
+            self.state_dir / "captures",
+            lambda text: self.terminal.say("Warning", text, "bold yellow"),
+        )
         policy = Policy(
             auto_restart=options.auto_restart and program is not None,
             stays=program is not None and (options.auto_restart or self._keys.are_there),
@@ -180,8 +191,8 @@ class Daemon:
         )
         self.state = replace(self.state, policy=policy)
         self._watcher = Watcher(
-            [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)],
-            excluded=[self.workspace.target_dir, self.workspace.build_dir],
+            roots,
+            excluded=excluded,
             relevant=lambda path: path.endswith(_SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
             times=options.times,
             poll=options.poll,
@@ -198,11 +209,14 @@ class Daemon:
                     self._spawn(self._follow_files())
                     return await self._ended
                 finally:
+                    self._is_closing = True
                     self._keys.stop()
                     for task in self._tasks:
                         task.cancel()
                     await asyncio.gather(*self._tasks, return_exceptions=True)
                     await self._end_program(interrupted=self.interrupted)
+                    if self._generation:
+                        await self._generation.compiler.close()
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -255,18 +269,37 @@ class Daemon:
         self._dispatch(core.FullyBuilt(reason=reason, seconds=time.time() - started, problem=problem))
 
     async def _fat_build(self) -> FatBuild:
-        fat = await fat_build(
-            self.options.selection,
+        options = self.options
+
+        def build(workspace: Workspace) -> Awaitable[FatBuild]:
+            return fat_build(
+                options.selection,
+                workspace,
+                self.state_dir,
+                cwd=options.cwd,
+                environ=options.environ,
+                tip_args=self._tip_args(),
+                waiting=self._tell_waiting,
+                tracer=self._tracer,
+            )
+
+        fat = await build_in_turn(
+            build,
+            options.selection,
             self.workspace,
             self.state_dir,
-            cwd=self.options.cwd,
-            environ=self.options.environ,
-            tip_args=self._tip_args(),
+            cwd=options.cwd,
+            environ=options.environ,
+            tell=self._tell_waiting,
         )
         for problem in fat.problems:
             self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
             _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
         return fat
+
+    def _tell_waiting(self, text: str) -> None:
+        self.terminal.say("Waiting", text, "bold cyan")
+        _log.info(logs.BUILD_WAITED, detail=text)
 
     async def _build_settled(self) -> Built:
         """Build until no source changed meanwhile: what is built must be what the baseline will describe."""
@@ -293,6 +326,8 @@ class Daemon:
         assert built is not None
         started = time.perf_counter()
         await self._end_program()
+        if self._generation:
+            await self._generation.compiler.close()
 
         def hot_calls(host: HostIndex, carriers: CarrierLinker) -> JumpTableClients:
             return JumpTableClients(
@@ -317,12 +352,17 @@ class Daemon:
             state_dir=self.state_dir,
             links_client=self._linked_client is not None,
             ansi=self.terminal.console.is_terminal,
+            tracer=self._tracer,
+            jobs=os.cpu_count() or 1,
         )
         self._objects = {}
         for client, hello in list(self._hellos.items()):
             if generation.host(hello.build_id) is None:
                 self.server.dismiss(client)
-        self._lock.publish(url=self._url, token=self._token)
+        library = None
+        if built.fat.is_library:
+            library = LibraryInfo(build_id=generation.hosts[0].build_id, path=str(built.fat.executable))
+        self._lock.publish(url=self._url, token=self._token, library=library)
         if self._args is not None:
             await self._start_program(built.fat.executable)
         if self._args is None or self.options.keys:
@@ -333,7 +373,9 @@ class Daemon:
         names = ", ".join(generation.crate_names)
         self.terminal.say("Watching", f"{names}; ready after {time.perf_counter() - started:.1f} s")
         self._publish(DaemonReady(url=self._url, pid=os.getpid()))
-        self._dispatch(core.BaselineReady(inputs=generation.inputs()))
+        inputs = generation.inputs()
+        await self._watcher.include(map(Path, inputs.paths))
+        self._dispatch(core.BaselineReady(inputs=inputs))
 
     async def _start_program(self, executable: Path) -> None:
         """Start the program in the terminal's foreground, with the client in it."""
@@ -381,7 +423,12 @@ class Daemon:
         self._changed_in.update(dict.fromkeys(files, self._batches))
         for hot_calls in self._hot_calls:
             hot_calls.tell_assets(file for file in files if is_asset(file))
-        self._dispatch(core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms))
+        harmless: Mapping[str, str] = {}
+        if self._generation:
+            harmless = self._generation.fat.inputs.manifests.harmless(files, self.state.inputs.variables)
+        self._dispatch(
+            core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms, harmless=harmless)
+        )
 
     async def _rescan(self, files: Sequence[Path]) -> bool:
         """Look now whether these files changed, or all; returns whether any did."""
@@ -441,7 +488,11 @@ class Daemon:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) and not self._ended.done():
+        if task.cancelled():
+            # Here and not in the task itself, which may not have begun when it was cancelled.
+            if task is self._rebuilding and self.state.cancelling and not self._is_closing:
+                self._dispatch(self._not_rebuilt(self.state.building, cancelled=True))
+        elif (error := task.exception()) and not self._ended.done():
             self._ended.set_exception(error)
 
     def _send(self, client: int) -> None:
@@ -500,14 +551,9 @@ class Daemon:
                 result = await generation.builder.build(crates)
             inputs = generation.inputs()
             # Changes that rustc may have read, though they have not settled yet.
-            newer = [Path(file) for file in inputs.crates_of if _changed_after(file, started)]
+            newer = [Path(file) for file in inputs.paths if _changed_after(file, started)]
             if newer:
                 await self._rescan(newer)
-        except asyncio.CancelledError:
-            if not self.state.cancelling:
-                raise
-            self._dispatch(self._not_rebuilt(crates, cancelled=True))
-            return
         except Exception as error:
             _log.exception(logs.REBUILD_FAILED)
             self._dispatch(self._not_rebuilt(crates, told(error)))
@@ -526,7 +572,7 @@ class Daemon:
         sent = self.state.sent
         used = {0, self.state.target, self.state.previous, sent.before if sent else 0}
         self._objects = {edit: objects for edit, objects in self._objects.items() if edit in used}
-        await self._watcher.include(Path(file) for file in inputs.crates_of)
+        await self._watcher.include(map(Path, inputs.paths))
 
     def _not_rebuilt(self, crates: frozenset[str], *said: str, cancelled: bool = False) -> core.Rebuilt:
         return core.Rebuilt(

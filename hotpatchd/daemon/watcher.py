@@ -387,9 +387,10 @@ class _InotifySource:
             self._seek_missing()
 
     def _vanished(self, watched: _Watched) -> None:
-        """A directory was removed or renamed: wait for it where it is missed."""
+        """A directory was removed or renamed: another may be in its place already, or is waited for."""
         if watched.path in self._wanted:
-            self._seek(watched.path)
+            self._missing.add(watched.path)
+            self._inbox.touched([watched.path + os.sep])
         self._seek_missing()
 
     def _seek_missing(self) -> None:
@@ -405,9 +406,7 @@ class _InotifySource:
                 self._missing.discard(directory)
                 self._inbox.touched(found or self._files_in(directory))
             return
-        if directory not in self._missing:
-            self._missing.add(directory)
-            self._inbox.touched([directory + os.sep])
+        self._missing.add(directory)
         above = os.path.dirname(directory)
         while not self._watch(above, whole=False) and above != os.path.dirname(above):
             above = os.path.dirname(above)

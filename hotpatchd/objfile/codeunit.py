@@ -29,6 +29,9 @@ _CALL_SITE = re.compile(r"10_?__CALLSITE4META")
 Source: `tracing_core::Metadata`, whose line is an `Option<u32>`: the tag 1, and behind it the number.
 """
 
+_EVENT_NAME = re.compile(rb"event .*\.rs:\d+", re.DOTALL)
+"""The name of an event is where it is in the source. Source: `tracing::event!`."""
+
 
 def _section_kind(section: elf.Section) -> SectionKind:
     if not section.flags & elf.SHF_ALLOC:
@@ -249,17 +252,26 @@ class CodeUnit:
         relocs = self.obj.relocs(section)
         shared = hashlib.blake2b(b"%d:%d:" % (header.size, header.flags & 0x7FF), digest_size=16)
         targets = []
+        places = []
+        is_call_site = any(_CALL_SITE.search(self.obj.symbols[index].name) for index in self._named_in(section))
         for reloc in relocs:
             label, target = self._label(reloc, section)
             shared.update(label)
-            if target is not None:
+            if target is None:
+                continue
+            text = self.obj.contents(self.obj.sections[target]) if is_call_site else b""
+            if _EVENT_NAME.fullmatch(text):
+                places.append(text)
+            else:
                 targets.append(target)
         table = self._exception_table(section)
         if table is not None:
             shared.update(self.obj.contents(self.obj.sections[table]))
         blind = shared.copy()
-        shared.update(contents)
-        blind.update(self._without_location(section, contents, relocs))
+        shared.update(contents + b"".join(places))
+        blind.update(
+            _without_line(contents, relocs) if is_call_site else self._without_location(section, contents, relocs)
+        )
         known = self._owns[section] = _Own(shared.digest(), blind.digest(), tuple(targets))
         return known
 
@@ -306,12 +318,7 @@ class CodeUnit:
         return contents[start : start + header.entsize]
 
     def _without_location(self, section: int, contents: bytes, relocs: list[elf.Reloc]) -> bytes:
-        """The contents with line and column zeroed, where the section is a panic location or a call site of tracing."""
-        if any(_CALL_SITE.search(self.obj.symbols[index].name) for index in self._named_in(section)):
-            places = {reloc.offset for reloc in relocs}
-            words = enumerate(struct.unpack_from(f"<{len(contents) // 8}Q", contents))
-            kept = [word for i, word in words if 8 * i in places or word & 0xFFFFFFFF != 1 or not word >> 32]
-            return struct.pack(f"<{len(kept)}Q", *kept)
+        """The contents with line and column zeroed, where the section is a panic location."""
         if len(contents) != LOCATION_SIZE or len(relocs) != 1 or self.kinds[section] != "constant":
             return contents
         reloc = relocs[0]
@@ -327,6 +334,14 @@ class CodeUnit:
         masked = bytearray(contents)
         masked[LOCATION_NUMBERS] = bytes(8)
         return bytes(masked)
+
+
+def _without_line(contents: bytes, relocs: list[elf.Reloc]) -> bytes:
+    """The contents of a call site's description without its line."""
+    places = {reloc.offset for reloc in relocs}
+    words = enumerate(struct.unpack_from(f"<{len(contents) // 8}Q", contents))
+    kept = [word for i, word in words if 8 * i in places or word & 0xFFFFFFFF != 1 or not word >> 32]
+    return struct.pack(f"<{len(kept)}Q", *kept)
 
 
 def find_referrers(unit: Unit, passable: frozenset[SectionKind]) -> dict[str, Counter[str]]:

@@ -45,7 +45,7 @@ def verdict(kind: str) -> EditVerdict:
 
 def test_programs_are_told_how_a_build_is_going() -> None:
     """Those of their messages that fit; an applied patch has a message of its own."""
-    assert notice_of(EditSettled(edit=1, files=())) == "HotPatchStart"
+    assert notice_of(EditSettled(edit=1, files=(), classes={})) == "HotPatchStart"
     assert notice_of(verdict("failed")) == "FullReloadFailed"
     assert notice_of(verdict("restart")) == "FullReloadStart"
     assert notice_of(verdict("applied")) is None

@@ -36,8 +36,8 @@ from hotpatchd.core.events import (
             '{"event": "client.lost", "ts": 1.5, "client": 1, "pid": 2, "target": "t"}',
         ),
         (
-            EditSettled(edit=1, files=("a",)),
-            '{"event": "edit.settled", "ts": 1.5, "edit": 1, "files": ["a"]}',
+            EditSettled(edit=1, files=("a",), classes={"a": "code"}),
+            '{"event": "edit.settled", "ts": 1.5, "edit": 1, "files": ["a"], "classes": {"a": "code"}}',
         ),
         (
             RebuildFinished(edit=1, crates=("c",), diagnostics=()),

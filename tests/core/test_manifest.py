@@ -240,6 +240,12 @@ def test_a_second_version_for_another_member_changes_names_but_nothing_else() ->
     assert differences("lock file", LOCK, after, USE) == ()
 
 
+def test_a_package_of_a_registry_that_has_the_name_of_ones_own() -> None:
+    """It is another one."""
+    other = '[[package]]\nname = "app"\nversion = "9.0.0"\nsource = "registry"\nchecksum = "9"\n'
+    assert differences("lock file", LOCK, LOCK + other, USE) == ()
+
+
 @pytest.mark.parametrize(
     ("table", "counts"),
     [

@@ -19,7 +19,7 @@ from hotpatchd.core.messages import (
     Reply,
     Settled,
 )
-from hotpatchd.core.state import State
+from hotpatchd.core.state import Restart, State
 from hotpatchd.core.step import PATIENCE_S, step
 from tests.core.fakes import content, fingerprint
 from tests.core.transcripts import (
@@ -113,10 +113,7 @@ def test_files_read_for_the_first_time_are_inputs_afterwards() -> None:
     [
         (rebuilt("lib"), "compiled lib; edit 2: lib.rs main.rs; rebuild app lib"),
         (cancelled("lib"), "edit 2: lib.rs main.rs; rebuild app lib"),
-        (
-            rebuilt("lib", failed=("lib",)),
-            "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
-        ),
+        (rebuilt("lib", failed=("lib",)), "edit 2: lib.rs main.rs; rebuild app lib"),
     ],
 )
 def test_edits_during_a_build_become_one_edit_after_it(end: Rebuilt, said: str) -> None:
@@ -172,15 +169,40 @@ def test_somebody_who_never_stops_saving_sees_something_applied() -> None:
     )
 
 
+def test_a_failure_is_not_told_of_source_that_was_being_written() -> None:
+    """However long that goes on: an editor empties a file before it writes it."""
+    play(
+        (settled("lib.rs", at=101.0), "cancel"),
+        (cancelled("lib"), "edit 2: lib.rs; rebuild lib"),
+        (settled("lib.rs", at=102.5), ""),
+        (rebuilt("lib", failed=("lib",)), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1; failed 2; failed 3"),
+        start=BUILDING,
+    )
+
+
+def test_an_edit_that_makes_no_difference_to_the_build_is_unchanged() -> None:
+    """It is told with the reason, and nothing is built."""
+    harmless = {"Cargo.toml": "only the description"}
+    verdict = verdict_of(ONE_CLIENT, replace(settled("Cargo.toml"), harmless=harmless))
+    assert verdict.verdict == "unchanged"
+    assert verdict.notes == (Note(symbol="Cargo.toml", note="no_difference", detail="manifest: only the description"),)
+
+
+def test_the_newest_text_of_a_manifest_decides_whether_it_makes_a_difference() -> None:
+    """An edit of several batches has a file's last state."""
+    harmless = replace(settled("Cargo.toml"), harmless={"Cargo.toml": "only the description"})
+    said = "reply 1; edit 1: Cargo.toml; restart 1 full_build"
+    undoing = replace(ONE_CLIENT, phase="waiting", restart=Restart(requests=(1,)))
+    play((harmless, ""), (settled("Cargo.toml"), ""), (READY, said), start=undoing)
+
+
 def test_an_edit_of_several_batches_counts_from_the_last_write() -> None:
     """The newest write and the longest wait are those of the edit."""
     state = play(
         (settled("main.rs", at=200.0), ""),
         (Settled(files=("lib.rs",), last_write=150.0, settle_ms=90.0), "cancel"),
-        (
-            rebuilt("lib", failed=("lib",)),
-            "not compiled lib; failed 1; edit 2: lib.rs main.rs; rebuild app lib",
-        ),
+        (rebuilt("lib", failed=("lib",)), "edit 2: lib.rs main.rs; rebuild app lib"),
         start=BUILDING,
     )
     assert (state.outcome.last_write, state.outcome.settle_ms) == (200.0, 90.0)

@@ -3,18 +3,19 @@
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotpatchd.core.thinplan import ThinCrate, plan_thin_crates
-from hotpatchd.daemon.cached_compiler import CachingCompiler, FurtherInputs, no_further_inputs
+from hotpatchd.daemon.cached_compiler import CachingCompiler
 from hotpatchd.daemon.compiler import Compiled, Compiler
 from hotpatchd.daemon.fatbuild import FatBuild
 from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.processes import Finished, run_process
+from hotpatchd.daemon.tracing import Tracer, ensure_tracer, scope_of
 from tests.daemon.test_fatbuild import MANIFEST, Project
 from tests.daemon.test_object_cache import DAMAGES
 from tests.daemon.test_processes import until
@@ -33,6 +34,24 @@ WITH_WARNING = {DEEP: "pub fn deepest() -> u32 { let unused = 1; 7 }\n"}
 NEW_FUNCTION = {"leaf/src/lib.rs": FILES["leaf/src/lib.rs"] + "pub fn fresh() -> u32 { 1 }\n"}
 
 
+SITE = {
+    "Cargo.toml": '[workspace]\nmembers = ["page", "app"]\nresolver = "2"\n',
+    "page/Cargo.toml": MANIFEST.format(name="page") + "[lib]\nproc-macro = true\n",
+    "page/src/lib.rs": """
+#[proc_macro]
+pub fn page(_: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let directory = std::path::PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").unwrap()).join("assets");
+    let text = std::fs::read_to_string(directory.join("page.html")).unwrap_or_default();
+    let count = std::fs::read_dir(&directory).unwrap().count();
+    format!("\\"{text}{count}\\"").parse().unwrap()
+}
+""",
+    "app/Cargo.toml": MANIFEST.format(name="app") + '[dependencies]\npage = { path = "../page" }\n',
+    "app/src/main.rs": 'fn main() { println!("{}", page::page!()); }\n',
+    "app/assets/page.html": "old",
+}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, FatBuild]:
     """The workspace, built once for all tests."""
@@ -44,24 +63,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, FatBuild]:
 class Workspace:
     """The workspace with its sources as they were built, an empty cache, and a count of what rustc compiles."""
 
-    def __init__(self, project: Project, build: FatBuild, root: Path) -> None:
+    def __init__(self, project: Project, build: FatBuild, root: Path, tracer: Tracer | None = None) -> None:
         self.project = project
         self.crates = {crate.name: crate for crate in plan_thin_crates(build.captures, thin_dir=str(root / "thin"))}
         self.cache_dir = root / "cache"
         self.compiled: list[str] = []
         self.while_compiling: Callable[[], None] = lambda: None
-        self.further_inputs: FurtherInputs = no_further_inputs
+        self.tracer = tracer
         self.again()
 
     def again(self) -> None:
         """What another daemon would have."""
         self.cache = ObjectCache(self.cache_dir)
-        self.compiler = CachingCompiler(
-            Compiler(self._run), self.cache, self.crates.values(), further_inputs=self._further_inputs
-        )
-
-    def _further_inputs(self, crate: ThinCrate) -> Iterable[str] | None:
-        return self.further_inputs(crate)
+        compiler = Compiler(self._run, self.tracer)
+        self.compiler = CachingCompiler(compiler, self.cache, self.crates.values(), self.tracer)
 
     async def _run(
         self,
@@ -333,35 +348,83 @@ async def test_a_damaged_file_in_the_cache_is_compiled_anew(
     assert workspace.runs() == []
 
 
-@pytest.mark.parametrize("kind", ["changed", "created", "removed", "created in a directory"])
-async def test_files_that_dep_info_does_not_list_count(workspace: Workspace, kind: str) -> None:
-    """Those that a macro read or looked for, and directories that it listed."""
-    template = workspace.path("assets/page.html")
-    await workspace.write({"assets/page.html": "old"})
-    if kind == "created":
-        template.unlink()
-    workspace.further_inputs = lambda _: (str(template.parent if "directory" in kind else template),)
-    await workspace.write({"leaf/src/lib.rs": FILES["leaf/src/lib.rs"]})
-    for _ in range(2):
-        await workspace.compile()
-    assert workspace.runs() == ["leaf"]
-    if kind == "removed":
-        template.unlink()
-    elif kind == "created in a directory":
-        await workspace.write({"assets/other.html": ""})
-        (template.parent / "other.html").rename(template.with_suffix(f".{os.getpid()}"))
-    else:
-        await workspace.write({"assets/page.html": "new"})
-    await workspace.compile()
-    assert workspace.runs() == ["leaf"]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, FatBuild, Path]:
+    """A program with a macro that reads a file and counts those beside it, built once; and the tracer."""
+    project = Project(tmp_path_factory.mktemp("site") / "workspace")
+    project.write(SITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("home")))
+        library = asyncio.run(ensure_tracer(Path("rustc")))
+    return project, asyncio.run(project.build()), library
 
 
-async def test_a_compile_of_which_nobody_knows_what_it_read_is_not_kept(workspace: Workspace) -> None:
-    """A macro may have read anything."""
-    workspace.further_inputs = lambda _: None
-    await workspace.compile()
-    await workspace.compile()
-    assert workspace.runs() == ["leaf", "leaf"]
+def traced(site: tuple[Project, FatBuild, Path], root: Path, *, with_tracer: bool = True) -> Workspace:
+    """The program with the macro, before its first thin rebuild."""
+    project, build, library = site
+    scope = scope_of([project.root], [project.root / "target"])
+    shutil.rmtree(project.root / "app/assets")
+    return Workspace(project, build, root, Tracer(library, scope, root) if with_tracer else None)
+
+
+def change(assets: Path) -> None:
+    """Another text in the file."""
+    (assets / "page.html").write_text("new")
+
+
+def remove(assets: Path) -> None:
+    """No file any more."""
+    (assets / "page.html").unlink()
+
+
+def add_another(assets: Path) -> None:
+    """One more file beside it."""
+    (assets / "other.html").write_text("")
+
+
+@pytest.mark.parametrize("edit", [change, remove, add_another])
+async def test_what_a_macro_reads_counts(
+    site: tuple[Project, FatBuild, Path], tmp_path: Path, edit: Callable[[Path], None]
+) -> None:
+    """Dep-info does not list it; it is known from the trace, which is that of the state that comes from the cache."""
+    workspace = traced(site, tmp_path)
+    crate, assets = workspace.crates["app"], workspace.path("app/assets")
+    await workspace.write(SITE)
+    first = await workspace.compile("app")
+    edit(assets)
+    second = await workspace.compile("app")
+    assert contents(second) != contents(first)
+    shutil.rmtree(assets)
+    await workspace.write(SITE)
+    assert identities(await workspace.compile("app")) == identities(first)
+    assert workspace.runs() == ["app", "app"]
+    assert workspace.tracer
+    assert str(assets / "page.html") in workspace.tracer.trace_of(crate).opened
+
+
+async def test_a_macro_that_finds_a_file_that_was_missing(site: tuple[Project, FatBuild, Path], tmp_path: Path) -> None:
+    """What it looked for in vain counts too."""
+    workspace = traced(site, tmp_path)
+    page, other = workspace.path("app/assets/page.html"), workspace.path("app/assets/other.html")
+    workspace.project.write({**SITE, "app/assets/other.html": "found"})
+    page.unlink()
+    await workspace.write({"app/src/main.rs": SITE["app/src/main.rs"]})
+    first = contents(await workspace.compile("app"))
+    assert contents(await workspace.compile("app")) == first
+    assert workspace.runs() == ["app"]
+    other.rename(page)
+    assert contents(await workspace.compile("app")) != first
+
+
+async def test_a_crate_with_macros_that_nobody_traces_is_not_kept(
+    site: tuple[Project, FatBuild, Path], tmp_path: Path
+) -> None:
+    """They may have read anything."""
+    workspace = traced(site, tmp_path, with_tracer=False)
+    await workspace.write(SITE)
+    await workspace.compile("app")
+    await workspace.compile("app")
+    assert workspace.runs() == ["app", "app"]
 
 
 async def test_a_cache_that_cannot_be_used_is_done_without(workspace: Workspace) -> None:

@@ -14,7 +14,7 @@ from hotpatchd.daemon.event_log import KEPT_EVENTS, SUBSCRIBER_QUEUE, EventBus
 
 def edit(number: int) -> EditSettled:
     """Some event."""
-    return EditSettled(edit=number, files=())
+    return EditSettled(edit=number, files=(), classes={})
 
 
 def test_file_gets_one_line_an_event(tmp_path: Path) -> None:

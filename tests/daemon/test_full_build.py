@@ -164,7 +164,9 @@ async def test_cargo_is_made_to_run_the_script_again(
 
 async def test_a_script_does_not_run_again_for_nothing(project: Traced) -> None:
     """Not for what it told, nor for what it does itself."""
-    project.script("read data/one.txt", "list data", "write data/made.txt", "exists none", "cat data/two.txt")
+    # It takes longer than a tick of the clock by which files get their times.
+    slow = "sh sleep 0.1; rm -f data/made.txt"
+    project.script("read data/one.txt", "list data", slow, "write data/made.txt", "exists none", "cat data/two.txt")
     await project.traced()
     (first,) = project.root.glob("target/debug/build/app-*/output")
     ran = first.stat().st_mtime_ns
@@ -181,6 +183,16 @@ async def test_a_script_that_ran_without_the_tracer_runs_again_once(project: Tra
     ran = output.stat().st_mtime_ns
     await project.traced()
     assert output.stat().st_mtime_ns == ran
+
+
+async def test_a_trace_that_is_older_than_the_last_run_is_none(project: Traced) -> None:
+    """The script ran since without the tracer, and may have read something else."""
+    project.script("read data/one.txt")
+    await project.traced()
+    project.script("read data/two.txt")
+    await project.build()
+    inputs = named(await project.traced(), project.root)
+    assert inputs == {"build.rs": "build script", "data/two.txt": "input of a build script"}
 
 
 async def test_a_script_that_cannot_be_traced_is_told_and_run_again_only_once(project: Traced, library: Path) -> None:
@@ -259,6 +271,29 @@ async def test_what_macros_read_in_the_full_build_is_known_before_anything_is_co
     crates = plan_thin_crates(build.captures, thin_dir=str(project.state_dir / "thin"))
     inputs = inputs_of(crates, build.full_build, tracer=project.tracer)
     assert inputs.macro_inputs == {str(project.root / "data/one.txt"): ("app",)}
+    assert build.inputs.macro_inputs == inputs.macro_inputs.keys()
+
+
+@pytest.mark.parametrize("file", ["exports.map", "native/libnative.a"])
+async def test_what_the_linker_reads_among_the_sources_needs_a_full_build(project: Traced, file: str) -> None:
+    """A script or a library; thin rebuilds do not come to it."""
+    project.write({"exports.map": "{ local: *; };\n", "native.c": "int native(void) { return 3; }\n", "native/x": ""})
+    output_of("cc", "-c", project.root / "native.c", "-o", project.root / "native.o")
+    output_of("ar", "rc", project.root / "native/libnative.a", project.root / "native.o")
+    flags = (
+        "rustc-link-arg-bins=-Wl,--version-script=exports.map",
+        "rustc-link-search=native",
+        "rustc-link-lib=native",
+        "rerun-if-changed=build.rs",
+    )
+    lines = "\n".join(f'println!("cargo:{flag}");' for flag in flags)
+    project.write({"build.rs": f"fn main() {{ {lines} }}\n"})
+    body = 'extern "C" { fn native() -> i32; }\nfn main() { println!("{}", unsafe { native() }); }\n'
+    project.write({"src/main.rs": body})
+    build = await project.traced()
+    path = str(project.root / file)
+    assert build.full_build.get(path) == "input of the linker"
+    assert path not in build.inputs.macro_inputs
 
 
 async def test_what_macros_read_in_a_build_script_needs_a_full_build(project: Traced) -> None:
@@ -281,7 +316,9 @@ TOOLS = {
     "helper/src/lib.rs": 'mod deep;\npub fn one() -> &\'static str { let _ = deep::TEXT; env!("ONE") }',
     "helper/src/deep.rs": 'pub const TEXT: &str = include_str!("deep.txt");',
     "helper/src/deep.txt": "deep",
+    "helper/more.rs": "",
     "helper/build.rs": """
+        mod more;
         fn main() {
             println!("cargo:rerun-if-changed=told");
             println!("cargo:rustc-env=ONE={}", std::fs::read_to_string("one.txt").unwrap());
@@ -305,6 +342,7 @@ async def test_all_that_runs_during_the_build_is_known(project: Traced) -> None:
     assert named(build, project.root) == {
         "helper/Cargo.toml": "manifest",
         "helper/build.rs": "build script",
+        "helper/more.rs": "code that runs while building",
         "helper/one.txt": "input of a build script",
         "helper/src/deep.rs": "code that runs while building",
         "helper/src/deep.txt": "code that runs while building",

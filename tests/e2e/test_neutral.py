@@ -61,7 +61,7 @@ def edit_and_take_back(session: Session, file: str, old: str, new: str) -> None:
 def objects(session: Session, crate: str) -> set[int]:
     """The inodes of the objects that the newest compile of a crate left; those it reused are hard links."""
     (place,) = session.directory.glob(f"target/hotpatchd/thin/{crate}-*/objects")
-    newest = max(place.iterdir(), key=lambda directory: int(directory.name))
+    newest = max(place.iterdir(), key=lambda directory: directory.stat().st_ctime_ns)
     return {path.stat().st_ino for path in newest.iterdir()}
 
 

@@ -254,6 +254,36 @@ def test_new_generic_function_through_three_crates(workspace: Session) -> None:
     workspace.daemon.wait_value("extra", "28")
 
 
+def test_generic_instance_that_moves_to_another_crate(workspace: Session) -> None:
+    """A crate below begins to use the same instance as the program, which then shares it, and ends to: all stay new."""
+    start = len(workspace.daemon.app_lines())
+    workspace.apply(LEFT, "base::plain() + 1", "base::combine(base::plain(), 1)")
+    workspace.apply(BASE, "    left + right", "    left + right + right")
+    line = workspace.daemon.wait_value("generic", "11")
+    assert line["diamond"] == str(12 * 12)
+    workspace.apply(LEFT, "base::combine(base::plain(), 1)", "base::plain() + 1")
+    line = workspace.daemon.wait_value("diamond", "132")
+    assert line["generic"] == "11"
+    workspace.apply(BASE, "    left + right + right", "    left + right")
+    workspace.daemon.wait_value("generic", "6")
+    assert_continuous(workspace.daemon.app_lines()[start:])
+
+
+def test_constant_of_another_crate(workspace: Session) -> None:
+    """A constant is part of the code that uses it, in whatever crate that is."""
+    saved, _ = workspace.save_together(
+        {
+            BASE: workspace.project.read(BASE) + "\npub const STEP: u64 = 5;\n",
+            LEFT: workspace.project.replaced(LEFT, "base::plain() + 1", "base::plain() + base::STEP"),
+        }
+    )
+    assert workspace.wait_verdict(saved).verdict == "applied"
+    workspace.daemon.wait_value("diamond", str(15 * 12))
+    verdict = workspace.apply(BASE, "STEP: u64 = 5", "STEP: u64 = 6")
+    assert verdict.patched == ("left::left",)
+    workspace.daemon.wait_value("diamond", str(16 * 12))
+
+
 def test_edits_in_several_crates_are_one_patch(workspace: Session) -> None:
     """Files of three crates that are saved together settle as one edit, with one patch and one verdict."""
     saved, *_ = workspace.save_together(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.harness import Saved, Session
+from tests.e2e.harness import Session
 from tests.e2e.program import assert_continuous
 
 TIP = "main/crates/app/src/main.rs"
@@ -34,13 +34,8 @@ NO_MATTER = {
     ),
     "manifest_of_an_unused_crate": ("main/crates/unused/Cargo.toml", 'version = "0.1.0"', 'version = "0.1.0" # first'),
     "comment_in_the_lock_file": ("main/Cargo.lock", "# It is not intended", "# It is indeed not intended"),
-    "file_of_nobody": ("main/crates/generated/Cargo.toml", "publish = false\n", "publish = false\n\n"),
+    "blank_line_in_a_manifest": ("main/crates/generated/Cargo.toml", "publish = false\n", "publish = false\n\n"),
 }
-
-
-def change(session: Session, file: str, old: str, new: str) -> Saved:
-    """Saves a file whose lines may end as cargo wrote them."""
-    return session.save(file, session.project.replaced(file, old, new))
 
 
 def put_back(session: Session) -> None:
@@ -74,7 +69,7 @@ def test_file_that_is_compiled_in_applies(
 def test_file_that_needs_a_full_build(kind: str, workspace: Session) -> None:
     """The verdict is `restart` and names the file; the program goes on, and takes edits of code again afterwards."""
     start = len(workspace.daemon.app_lines())
-    saved = change(workspace, *RESTART[kind])
+    saved = workspace.edit(*RESTART[kind])
     verdict = workspace.wait_verdict(saved)
     assert verdict.verdict == "restart"
     assert str(saved.file) in [refusal["symbol"] for refusal in verdict.refusals]
@@ -88,7 +83,7 @@ def test_file_that_needs_a_full_build(kind: str, workspace: Session) -> None:
 @pytest.mark.parametrize("kind", NO_MATTER)
 def test_file_that_makes_no_difference(kind: str, workspace: Session) -> None:
     """What cargo would build is the same: nobody is asked to restart."""
-    saved = change(workspace, *NO_MATTER[kind])
+    saved = workspace.edit(*NO_MATTER[kind])
     workspace.wait_quiet()
     put_back(workspace)
     assert set(workspace.verdicts(after=saved.mark)) <= {"unchanged"}

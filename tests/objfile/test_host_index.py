@@ -88,6 +88,31 @@ def test_functions_that_only_their_object_could_call_can_be_left_out(
     assert [name for addr, _ in whole.functions("alone") for name in index.function_names_at(addr)] == ["alone"]
 
 
+STEPPING = """
+struct World { turn: u64 }
+#[inline(never)]
+fn step(world: &mut World, by: u64) -> u64 { world.turn += by; println!("{}", world.turn); world.turn }
+trait Shape { fn area(&self) -> u64; }
+struct Square(u64);
+impl Shape for Square { #[inline(never)] fn area(&self) -> u64 { println!("area"); self.0 * self.0 } }
+fn main() {
+    let shapes: Vec<Box<dyn Shape>> = std::env::args().map(|text| Box::new(Square(text.len() as u64)) as _).collect();
+    let mut world = World { turn: 0 };
+    while step(&mut world, 1) < shapes.iter().map(|shape| shape.area()).sum() {}
+}
+"""
+
+
+def test_a_function_from_which_the_optimiser_took_an_argument_can_be_left_out(tmp_path: Path) -> None:
+    """All callers agree on the number, so it is not passed; a trait's method is as its trait says."""
+    (tmp_path / "main.rs").write_text(STEPPING)
+    run("rustc", "--edition=2021", "-O", "-Ccodegen-units=1", "main.rs", cwd=tmp_path)
+    whole = read_host(tmp_path / "main")
+    index = whole.without_private(HostCode(tmp_path / "main", whole.header).addresses_taken())
+    (step,), (area,) = ([name for name, _, _, _ in whole if part in name] for part in ("4step", "4area"))
+    assert [len(symbols.functions(name)) for symbols in (whole, index) for name in (step, area)] == [1, 1, 0, 1]
+
+
 def reference_rows(path: Path) -> Iterator[tuple[str, int, int, str]]:
     """Name, address, size and kind of all defined symbols, as pyelftools finds them."""
     with path.open("rb") as file:
