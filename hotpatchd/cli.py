@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -22,17 +22,22 @@ from hotpatchd.core.selection import CargoSelection
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.core.thinplan import Recipe
 from hotpatchd.daemon import control, logs
+from hotpatchd.daemon.build_lock import build_in_turn
 from hotpatchd.daemon.capture_store import CaptureStore
+from hotpatchd.daemon.cargo_config import user_jobs
 from hotpatchd.daemon.doctor import examine
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.explain import explain_crate
-from hotpatchd.daemon.fatbuild import Workspace, fat_build, load_workspace
+from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
+from hotpatchd.daemon.limits import Limits
 from hotpatchd.daemon.lock import read_daemon
 from hotpatchd.daemon.power import is_on_battery
+from hotpatchd.daemon.processes import caring
 from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
 from hotpatchd.daemon.supervisor import Daemon, Options, state_dir_of
+from hotpatchd.daemon.tracing import find_tracer, scope_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -72,6 +77,8 @@ _selection_options = _stacked(
     click.option("--target-dir", metavar="DIRECTORY", help="Directory for all generated artifacts."),
 )
 
+_cpus_option = click.option("--cpus", type=int, metavar="N", help="Let builds use N processors at most.")
+
 _protocol_option = click.option(
     "--protocol",
     type=click.Choice(get_args(Protocol)),
@@ -83,9 +90,20 @@ _protocol_option = click.option(
 _daemon_options = _stacked(
     _protocol_option,
     click.option("--events", type=click.Path(dir_okay=False, path_type=Path), help="Append one JSON line an event."),
+    _cpus_option,
     click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:0", help="Where clients connect."),
-    click.option("--settle-ms", type=click.FloatRange(min=0), default=20.0, help="Quiet time that ends an edit."),
-    click.option("--settle-ceiling-ms", type=click.FloatRange(min=1), default=500.0, help="An edit's longest time."),
+    click.option(
+        "--settle-ms",
+        type=click.FloatRange(min=0),
+        default=20.0,
+        help="Quiet time that ends an edit; more for many files.",
+    ),
+    click.option(
+        "--settle-ceiling-ms",
+        type=click.FloatRange(min=1),
+        default=500.0,
+        help="Longest time of an edit of one file; several times as much for many.",
+    ),
     click.option("--poll", is_flag=True, help="Look for changed files, where the file system sends no events."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),
 )
@@ -163,6 +181,7 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
     background = given.pop("background", False)
     selection = _selection(given)
     options = Options(
+        cpus=given.pop("cpus"),
         selection=selection,
         cwd=Path.cwd(),
         listen=listen,
@@ -215,14 +234,30 @@ def serve(**given: Any) -> None:
 
 @cli.command()
 @_selection_options
-def build(**given: Any) -> None:
+@_cpus_option
+def build(cpus: int | None, **given: Any) -> None:
     """Build the program, capturing how its crates are compiled."""
     selection = _selection(given)
 
     async def work() -> int:
-        workspace = await load_workspace(selection, cwd=Path.cwd(), environ=os.environ)
+        where: dict[str, Any] = {"cwd": Path.cwd(), "environ": os.environ}
+        workspace = await load_workspace(selection, **where)
         state_dir = state_dir_of(workspace)
-        fat = await fat_build(selection, workspace, state_dir, cwd=Path.cwd(), environ=os.environ)
+
+        def tell(text: str) -> None:
+            click.echo(f"note: {text}", err=True)
+
+        def build_it(workspace: Workspace) -> Awaitable[FatBuild]:
+            return fat_build(selection, workspace, state_dir, waiting=tell, tracer=tracer, **where)
+
+        most_jobs = user_jobs(os.cpu_count() or 1, **where)
+        with caring(Limits(cpus, most_jobs=most_jobs)):
+            rustc, scope = (
+                Path(os.environ.get("RUSTC", "rustc")),
+                scope_of(workspace.source_dirs, workspace.output_dirs),
+            )
+            tracer = await find_tracer(rustc, scope, state_dir / "captures", tell)
+            fat = await build_in_turn(build_it, selection, workspace, state_dir, tell=tell, **where)
         for problem in fat.problems:
             click.echo(f"warning: {problem.reason}; it was ignored", err=True)
         return 0

@@ -53,8 +53,8 @@ async def build_in_turn(
     Raises:
         BuildError: the build, or waiting for it, fails.
     """
-    excluded = {workspace.target_dir, workspace.build_dir, state_dir.parent}
-    roots = {workspace.root, *(package.manifest_path.parent for package in workspace.packages)}
+    excluded = {*workspace.output_dirs, state_dir.parent}
+    roots = set(workspace.source_dirs)
 
     def look() -> TreeStamp | StampFailed:
         return take_stamp(workspace.root, source_files(roots, excluded))

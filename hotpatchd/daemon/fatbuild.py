@@ -70,6 +70,16 @@ class Workspace:
     spills: bool
     hot_call_crates: frozenset[str]
 
+    @property
+    def source_dirs(self) -> tuple[Path, ...]:
+        """Where the sources are: the workspace, and each package, which may be elsewhere."""
+        return (self.root, *(package.manifest_path.parent for package in self.packages))
+
+    @property
+    def output_dirs(self) -> tuple[Path, ...]:
+        """Where results go; these may be among the sources."""
+        return (self.target_dir, self.build_dir)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltProgram:
@@ -84,6 +94,14 @@ class BuiltProgram:
     executable: Path
     tip: Capture
     captures: tuple[Capture, ...]
+
+    @property
+    def linked(self) -> Path:
+        """The same file by the name that rustc gave it; a plain `cargo build` does not put another in its place."""
+        outputs = (Path(output.path) for output in self.tip.outputs)
+        return next(
+            (path for path in outputs if path.suffix == self.executable.suffix and path.exists()), self.executable
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +155,7 @@ class _Artifact:
     target: str
     kinds: frozenset[str]
     files: tuple[str, ...]
+    identities: tuple[tuple[int, int], ...]
     executable: Path | None
 
     @property
@@ -225,8 +244,15 @@ async def fat_build(
         environ["HOTPATCHD_TIP_ARGS"] = json.dumps(tip_args)
 
     async def build() -> tuple[_Report, CaptureListing]:
-        messages = await run_cargo(args, cwd=cwd, environ=environ, waiting=waiting)
-        return _report(messages, workspace), await asyncio.to_thread(store.load_all)
+        identities: dict[str, tuple[int, int]] = {}
+
+        def take(line: bytes) -> None:
+            # Before another cargo puts a file of its own in this place.
+            files = json.loads(line).get("filenames", ())
+            identities.update({file: identity for file in files for identity in _identities([file])})
+
+        messages = await run_cargo(args, cwd=cwd, environ=environ, on_stdout=take, waiting=waiting)
+        return _report(messages, workspace, identities), await asyncio.to_thread(store.load_all)
 
     report, listing = await build()
     problems, missing = listing.problems, _missing(report, listing, selection, tip_args)
@@ -356,7 +382,7 @@ def _dir(package: Package) -> str:
     return str(package.manifest_path.parent)
 
 
-def _report(messages: bytes, workspace: Workspace) -> _Report:
+def _report(messages: bytes, workspace: Workspace, identities: Mapping[str, tuple[int, int]]) -> _Report:
     packages = {package.id: package for package in workspace.packages}
     artifacts, runs = [], []
     for line in messages.splitlines():
@@ -374,6 +400,7 @@ def _report(messages: bytes, workspace: Workspace) -> _Report:
                     target=target["name"],
                     kinds=frozenset(target["kind"]),
                     files=tuple(message["filenames"]),
+                    identities=tuple(identities[file] for file in message["filenames"] if file in identities),
                     executable=Path(executable) if executable else None,
                 )
             )
@@ -386,7 +413,7 @@ def _pair(report: _Report, listing: CaptureListing) -> Iterator[tuple[_Artifact,
         identity: capture for capture in listing.captures for identity in _identities(o.path for o in capture.outputs)
     }
     for artifact in report.artifacts:
-        found = (captured[identity] for identity in _identities(artifact.files) if identity in captured)
+        found = (captured[identity] for identity in artifact.identities if identity in captured)
         yield artifact, next(found, None)
 
 
@@ -431,7 +458,7 @@ def _make_dirty(artifacts: Iterable[_Artifact], workspace: Workspace) -> None:
     A missing output makes cargo compile just that unit. `cargo clean -p` would remove all targets of the package, those
     of the developer's plain builds too; the fingerprint directories are cargo's own business and their layout changes.
     """
-    doomed = {identity for artifact in artifacts for identity in _identities(artifact.files)}
+    doomed = {identity for artifact in artifacts for identity in artifact.identities}
     for directory, subdirectories, names in os.walk(workspace.build_dir):
         # rustc hard-links metadata into its incremental cache, which cargo does not look at.
         subdirectories[:] = [name for name in subdirectories if name != "incremental"]

@@ -26,7 +26,7 @@ from hotpatchd.daemon.crate_inputs import inputs_of
 from hotpatchd.daemon.fatbuild import BuiltProgram, FatBuild
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
-from hotpatchd.daemon.linking import identify
+from hotpatchd.daemon.linking import LinkCache, identify, linker_version
 from hotpatchd.daemon.native_libraries import static_libraries
 from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Patcher
@@ -111,21 +111,29 @@ class Host:
         except HotpatchdError:
             return None
 
-    async def take_baseline(self, baseline: BuildObjects, crate_names: frozenset[str], *, links_client: bool) -> None:
+    async def take_baseline(
+        self, baseline: BuildObjects, crate_names: frozenset[str], cache: ObjectCache, *, links_client: bool
+    ) -> None:
         """Make ready what its patches are made with.
 
         Args:
             baseline: the objects of the source that it was built from.
             crate_names: names of the crates that are compiled; functions of theirs are named in verdicts.
+            cache: keeps linked patches.
             links_client: whether the client is linked into it.
+
+        Raises:
+            HotpatchdError: its linker or an archive cannot be had.
         """
         images, link_line, tip = self.images, self._link_line, self.program.tip
         native = await static_libraries(link_line) if links_client else ()
         archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
         await asyncio.to_thread(archive_set.warm)
+        links = LinkCache(cache, host=self.build_id, linker=await linker_version(link_line))
         if images is not None:
             optimised = any(opt_level_of(capture.argv) != "0" for capture in self.program.captures)
-            self._patcher = Patcher(
+            self._patcher = await asyncio.to_thread(
+                Patcher,
                 host=images.host,
                 archives=archive_set,
                 link_line=link_line,
@@ -134,6 +142,7 @@ class Host:
                 baseline=baseline,
                 host_code=HostCode(self._kept_executable, images.host.header) if optimised else None,
                 carriers=images.carriers,
+                links=links,
                 state_dir=self._state_dir,
             )
 
@@ -146,6 +155,7 @@ class Host:
                 linker=await choose_linker(link_line, tip.triple, tip.rustc),
                 crate_names=crate_names,
                 baseline=baseline,
+                links=links,
                 state_dir=self._state_dir,
             )
 
@@ -203,13 +213,12 @@ class Generation:
         self.full_build = dict(built.full_build)
         tips = [program.tip for program in fat.programs]
         crates = plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
-        self.compiler = CachingCompiler(
-            Compiler(tracer=tracer), ObjectCache(state_dir / "cache"), crates, tracer=tracer
-        )
+        self._cache = ObjectCache(state_dir / "cache")
+        self.compiler = CachingCompiler(Compiler(tracer=tracer), self._cache, crates, tracer=tracer)
         self.builder = ThinBuilder(crates, self.compiler, jobs)
         self._tracer = tracer
         names = {crate.capture.key: crate.name for crate in self.builder.crates if crate.is_tip}
-        kept = _keep([program.executable for program in fat.programs], state_dir / "programs")
+        kept = _keep(fat.programs, state_dir / "programs")
         self.hosts = tuple(
             Host(
                 program,
@@ -268,7 +277,7 @@ class Generation:
             )
         crate_names = frozenset(crate.capture.crate_name for crate in self.builder.crates)
         for host in self.hosts:
-            await host.take_baseline(baseline[host.name], crate_names, links_client=self._links_client)
+            await host.take_baseline(baseline[host.name], crate_names, self._cache, links_client=self._links_client)
         return baseline
 
 
@@ -288,7 +297,7 @@ async def image_tools(
         HotpatchdError: the program's symbols cannot be read, or its linker is not known.
     """
     tip, link_line = program.tip, link_line_of(program.tip)
-    host = await asyncio.to_thread(host_index, program.executable, state_dir / "hosts")
+    host = await asyncio.to_thread(host_index, program.linked, state_dir / "hosts")
     carriers = CarrierLinker(link_line, tip.triple, _compiler(tip), MACHINES[host.header.machine], state_dir)
     linker = await identify(link_line)
     return ImageTools(host=host, linker=linker, carriers=carriers, hot_calls=hot_calls(host, carriers))
@@ -312,16 +321,16 @@ def _compiler(tip: Capture) -> tuple[str, ...]:
     return (tip.rustc, *target, *sysroot[-2:])
 
 
-def _keep(executables: Iterable[Path], directory: Path) -> list[Path]:
+def _keep(programs: Iterable[BuiltProgram], directory: Path) -> list[Path]:
     """Other names for the programs' files, which stay when cargo builds others; those of earlier builds are removed."""
     shutil.rmtree(directory, ignore_errors=True)
     kept = []
-    for number, executable in enumerate(executables):
-        place = directory / str(number) / executable.name
+    for number, program in enumerate(programs):
+        place = directory / str(number) / program.executable.name
         place.parent.mkdir(parents=True)
         try:
-            place.hardlink_to(executable)
+            place.hardlink_to(program.linked)
         except OSError:
-            shutil.copy2(executable, place)
+            shutil.copy2(program.linked, place)
         kept.append(place)
     return kept

@@ -32,7 +32,7 @@ from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
 from hotpatchd.core.unit import Archives, Fingerprint
-from hotpatchd.daemon.linking import identify, run_linker
+from hotpatchd.daemon.linking import LinkCache, identify
 from hotpatchd.daemon.patcher import (
     Ready,
     absence_notes,
@@ -94,6 +94,7 @@ class LibraryPatcher:
         linker: what to run instead of the captured linker.
         crate_names: names of the crates that the daemon compiles; functions of theirs are named in verdicts.
         baseline: the objects of the source that the program was built from.
+        links: links libraries.
         state_dir: the daemon's directory.
     """
 
@@ -107,6 +108,7 @@ class LibraryPatcher:
         linker: LinkerChoice | None,
         crate_names: frozenset[str],
         baseline: BuildObjects,
+        links: LinkCache,
         state_dir: Path,
     ) -> None:
         self.program = program
@@ -116,6 +118,7 @@ class LibraryPatcher:
         self.linker = linker
         self.crate_names = crate_names
         self.baseline = baseline
+        self.links = links
         self.directory = state_dir / "patches" / "libraries"
         self._libraries: dict[str, asyncio.Task[_Library]] = {}
 
@@ -287,7 +290,7 @@ class LibraryPatcher:
         )
         response = directory / "link.args"
         response.write_bytes(command.response_bytes)
-        await run_linker([*command.argv, f"@{response}"], self.link_line, output)
+        await self.links.run(command.argv, response, self.link_line, output, [Path(path) for path in paths])
         for argv in command.after:
             await run_process(argv)
         return await asyncio.to_thread(self._read, output, plan, objects)

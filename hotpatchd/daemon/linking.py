@@ -97,8 +97,17 @@ async def identify(line: LinkLine) -> Linker:
     Raises:
         HotpatchdError: it cannot be run, or is not known.
     """
+    return identify_linker(await linker_version(line))
+
+
+async def linker_version(line: LinkLine) -> str:
+    """What the linker of a captured command prints for `--version`, be it an error.
+
+    Raises:
+        HotpatchdError: it cannot be run.
+    """
     finished = await run_process(plan_version_query(line), env=link_environ(line))
-    return identify_linker((finished.stdout + finished.stderr).decode("utf-8", "replace"))
+    return (finished.stdout + finished.stderr).decode("utf-8", "replace")
 
 
 async def run_linker(argv: Sequence[str], line: LinkLine, output: Path) -> None:

@@ -26,7 +26,7 @@ from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
-from hotpatchd.daemon.linking import run_linker
+from hotpatchd.daemon.linking import LinkCache
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
@@ -77,6 +77,7 @@ class Patcher:
         host_code: the host's machine code, where it was built with optimisation and so has functions inlined into
             others; None where it was not.
         carriers: links carrier libraries, for clients that enter new code by a jump table.
+        links: links images.
         state_dir: the daemon's directory.
     """
 
@@ -91,6 +92,7 @@ class Patcher:
         baseline: BuildObjects,
         host_code: HostCode | None,
         carriers: CarrierLinker,
+        links: LinkCache,
         state_dir: Path,
     ) -> None:
         self.host = host.without_private(host_code.addresses_taken()) if host_code else host
@@ -103,6 +105,7 @@ class Patcher:
         self.state_dir = state_dir
         self.host_code = host_code
         self.carriers = carriers
+        self.links = links
         self._baseline_state = baseline.state_names() if host_code else frozenset()
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
@@ -341,7 +344,7 @@ class Patcher:
         )
         response = elf_dir / "link.args"
         response.write_text(command.response, "utf-8", "surrogateescape")
-        await run_linker([*command.argv, f"@{response}"], self.link_line, elf_path)
+        await self.links.run(command.argv, response, self.link_line, elf_path, [Path(path) for path in inputs])
         image = read_image(elf_path, page_size=session.hello.page_size)
         for covered in range(slot + 1, (image.end - 1 - region.addr) // region.slot_size + 1):
             alias = elf_dir / f"slot-{covered}.elf"

@@ -13,7 +13,7 @@ from hotpatchd.core.errors import UsageError
 from hotpatchd.core.targets import TargetSupport, describe_target
 from hotpatchd.daemon.cargo_config import user_runner, user_rustflags
 from hotpatchd.daemon.client_build import ClientKind, ensure_client
-from hotpatchd.daemon.processes import run_process
+from hotpatchd.daemon.processes import guard, release, run_process, starting
 from hotpatchd.daemon.report import Terminal
 
 GRACE_S = 3.0
@@ -140,7 +140,9 @@ class RunningProgram:
 
     async def wait(self) -> int:
         """Wait for its end; returns its exit status, or the negative number of the signal that ended it."""
-        return await self._process.wait()
+        status = await self._process.wait()
+        release(self.pid)
+        return status
 
     async def end(self, *, interrupted: bool = False) -> None:
         """End it; more firmly where it does not listen.
@@ -176,6 +178,9 @@ async def start_program(
     """
     try:
         stdin = None if reads_terminal else asyncio.subprocess.DEVNULL
-        return RunningProgram(await asyncio.create_subprocess_exec(*argv, cwd=cwd, env=environ, stdin=stdin))
+        with starting(reach="process", signal=signal.SIGTERM) as mark:
+            process = await asyncio.create_subprocess_exec(*argv, cwd=cwd, env={**environ, **mark}, stdin=stdin)
+            guard(process.pid, reach="process", signal=signal.SIGTERM)
+            return RunningProgram(process)
     except OSError as error:
         raise UsageError(f"cannot start {argv[0]}: {error.strerror}") from error

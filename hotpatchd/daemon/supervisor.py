@@ -37,6 +37,7 @@ from hotpatchd.core.step import step
 from hotpatchd.daemon import logs
 from hotpatchd.daemon.baseline import take_snapshot
 from hotpatchd.daemon.build_lock import build_in_turn
+from hotpatchd.daemon.cargo_config import user_jobs
 from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.commands import Commands
 from hotpatchd.daemon.crate_inputs import captured_files
@@ -45,8 +46,10 @@ from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
 from hotpatchd.daemon.generation import Built, Generation, image_tools
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.keys import Keys
+from hotpatchd.daemon.limits import Limits
 from hotpatchd.daemon.lock import LibraryInfo, StateLock
 from hotpatchd.daemon.patcher import Ready
+from hotpatchd.daemon.processes import caring
 from hotpatchd.daemon.program import (
     RunningProgram,
     client_environ,
@@ -86,6 +89,7 @@ class Options:
         auto_restart: start the program anew where an edit needs it, and after a crash.
         background: bring the program's file up to date while nothing happens.
         keys: the terminal's keys are the daemon's, and not the program's.
+        cpus: how many processors builds may use; None: those that the program can spare.
         environ: the environment of cargo and of the program.
     """
 
@@ -98,6 +102,7 @@ class Options:
     auto_restart: bool = False
     background: bool = True
     keys: bool = False
+    cpus: int | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
@@ -168,10 +173,16 @@ class Daemon:
         Raises:
             HotpatchdError: something without which no edit can be applied does not work.
         """
+        most_jobs = user_jobs(os.cpu_count() or 1, cwd=self.options.cwd, environ=self.options.environ)
+        self._limits = Limits(self.options.cpus, most_jobs=most_jobs)
+        with caring(self._limits):
+            if self._limits.note:
+                self.terminal.say("Note", self._limits.note)
+            return await self._serve(program)
+
+    async def _serve(self, program: Sequence[str] | None) -> int:
         options = self.options
         self._args = program
-        roots = [self.workspace.root, *(package.manifest_path.parent for package in self.workspace.packages)]
-        excluded = [self.workspace.target_dir, self.workspace.build_dir]
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._support = await target_support(self._triple, cwd=options.cwd, environ=options.environ)
         if self._support.client == "linked":
@@ -180,7 +191,7 @@ class Daemon:
             self._preloaded = await client_for(self._triple, options.environ, self.terminal)
         self._tracer = await find_tracer(
             Path(options.environ.get("RUSTC", "rustc")),
-            scope_of(roots, excluded),
+            scope_of(self.workspace.source_dirs, self.workspace.output_dirs),
             self.state_dir / "captures",
             lambda text: self.terminal.say("Warning", text, "bold yellow"),
         )
@@ -191,8 +202,8 @@ class Daemon:
         )
         self.state = replace(self.state, policy=policy)
         self._watcher = Watcher(
-            roots,
-            excluded=excluded,
+            self.workspace.source_dirs,
+            excluded=self.workspace.output_dirs,
             relevant=lambda path: path.endswith(_SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
             times=options.times,
             poll=options.poll,
@@ -292,6 +303,7 @@ class Daemon:
             environ=options.environ,
             tell=self._tell_waiting,
         )
+        self.workspace = fat.workspace
         for problem in fat.problems:
             self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
             _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
@@ -353,7 +365,7 @@ class Daemon:
             links_client=self._linked_client is not None,
             ansi=self.terminal.console.is_terminal,
             tracer=self._tracer,
-            jobs=os.cpu_count() or 1,
+            jobs=self._limits.cpus,
         )
         self._objects = {}
         for client, hello in list(self._hellos.items()):
@@ -364,7 +376,7 @@ class Daemon:
             library = LibraryInfo(build_id=generation.hosts[0].build_id, path=str(built.fat.executable))
         self._lock.publish(url=self._url, token=self._token, library=library)
         if self._args is not None:
-            await self._start_program(built.fat.executable)
+            await self._start_program(await asyncio.to_thread(generation.hosts[0].executable))
         if self._args is None or self.options.keys:
             self._keys.start()
         with self.terminal.working("Compiling the objects to compare with"):

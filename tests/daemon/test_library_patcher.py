@@ -14,6 +14,8 @@ from hotpatchd.core.library import ProgramSymbols
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied
 from hotpatchd.daemon.library_patcher import ANCHOR, LibraryPatcher, choose_linker
+from hotpatchd.daemon.linking import LinkCache
+from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Ready
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.objects import BuildObjects, object_file
@@ -53,6 +55,7 @@ class World:
             linker=LinkerChoice(driver_words=(f"-B{LLD_DIR}", "-fuse-ld=lld"), program=f"{LLD_DIR}/ld.lld"),
             crate_names=frozenset({"app"}),
             baseline=self.baseline,
+            links=LinkCache(ObjectCache(root / "state" / "cache"), host="host", linker="linker"),
             state_dir=root / "state",
         )
 

@@ -11,6 +11,8 @@ from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied, after_undo
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker
+from hotpatchd.daemon.linking import LinkCache
+from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Patcher, Ready
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, read_host
@@ -77,6 +79,7 @@ class World:
             baseline=self.baseline,
             host_code=HostCode(root / "host", index.header) if optimised else None,
             carriers=CarrierLinker(link_line, "x86_64-unknown-linux-gnu", ["rustc"], X86_64, root),
+            links=LinkCache(ObjectCache(self.state_dir / "cache"), host="host", linker="linker"),
             state_dir=self.state_dir,
         )
 

@@ -11,6 +11,8 @@ from hotpatchd.core.linkline import archives, parse_link_line
 from hotpatchd.core.recipe import edit_single_object
 from hotpatchd.core.session import Session, after_applied
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
+from hotpatchd.daemon.linking import LinkCache
+from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.objects import BuildObjects, object_file
 from hotpatchd.objfile.symbols import read_symbols
@@ -79,6 +81,7 @@ class App:
             linker=await choose_linker(line, TARGET, "rustc"),
             crate_names=frozenset({"app"}),
             baseline=baseline,
+            links=LinkCache(ObjectCache(self.place / "state" / "cache"), host="host", linker="linker"),
             state_dir=self.place / "state",
         )
 

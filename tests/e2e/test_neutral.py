@@ -78,14 +78,16 @@ def test_patches_leave_what_cargo_built_fresh(tool: str, workspace: Session) -> 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_cargo_leaves_patches_warm(tool: str, workspace: Session) -> None:
     """After cargo ran over an edit, the next one compiles its crate only, and of that only what it touches."""
-    workspace.apply(TIP, "    61", "    62")
+    # Code that was compiled before would come from the cache.
+    first, second = (f"    {100 * number + list(TOOLS).index(tool)}" for number in (1, 2))
+    workspace.apply(TIP, "    61", first)
     before = objects(workspace, "runner")
     cargo(workspace, TOOLS[tool])
-    verdict = workspace.apply(TIP, "    62", "    63")
+    verdict = workspace.apply(TIP, first, second)
     assert compiled_for(workspace, verdict) == ["runner"]
     after = objects(workspace, "runner")
     assert 0 < len(after - before) < len(after) / 2
-    workspace.daemon.wait_value("own", "63")
+    workspace.daemon.wait_value("own", second.strip())
 
 
 def test_tools_with_other_flags_do_not_touch_the_program(workspace: Session) -> None:
