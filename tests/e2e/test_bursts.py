@@ -71,7 +71,7 @@ def test_constant_saving_is_applied_again_and_again(session: Session) -> None:
     number = 0
     while time.time() < started + SAVING_S:
         number += 1
-        session.save_by_rename(MAIN, text.replace('String::from("first")', f'String::from("save{number}")'))
+        session.save(MAIN, text.replace('String::from("first")', f'String::from("save{number}")'))
         time.sleep(SAVE_EVERY_S)
     stopped = time.time()
     session.daemon.wait_value("public", f"save{number}")
