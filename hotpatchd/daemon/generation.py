@@ -39,6 +39,8 @@ from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.symbols import read_symbols
 
+_EDITED_EARLY = "file was edited before the first objects were ready; it"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
@@ -260,14 +262,17 @@ class Generation:
         assert snapshot is not None
         result = await self.builder.build(self.crate_names)
         baseline: Mapping[str, BuildObjects] | None = None if result.failed else result.objects
+        written = set(touched())
+        for file in fat.inputs.macro_inputs & written:
+            self.full_build[file] = _EDITED_EARLY
         edited = await asyncio.to_thread(snapshot.edited)
-        edited |= snapshot.texts.keys() & set(touched())
+        edited |= snapshot.texts.keys() & written
         if edited:
             shadow, tips = self._state_dir / "shadow", [program.tip for program in fat.programs]
             as_built = await build_snapshot(fat.captures, tips, snapshot, edited, shadow)
             if as_built is None:
                 for file in edited:
-                    self.full_build[file] = "file was edited before the first objects were ready; it"
+                    self.full_build[file] = _EDITED_EARLY
             baseline = as_built or baseline
         self._snapshot = None
         if baseline is None:

@@ -148,6 +148,7 @@ class Daemon:
         self._built: Built | None = None
         self._generation: Generation | None = None
         self._objects: dict[int, Mapping[str, BuildObjects]] = {}
+        self._untraced: set[str] = set()
         self._is_closing = False
         self._batches = 0
         self._changed_in: dict[str, int] = {}
@@ -307,6 +308,11 @@ class Daemon:
         for problem in fat.problems:
             self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
             _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
+        for program in set(fat.inputs.untraced) - self._untraced:
+            self._untraced.add(program)
+            self.terminal.say(
+                "Note", f"a build script ran {program}, and what that reads cannot be traced", "bold cyan"
+            )
         return fat
 
     def _tell_waiting(self, text: str) -> None:
@@ -318,11 +324,10 @@ class Daemon:
         while True:
             batches = self._batches
             fat = await self._fat_build()
-            build_time = {file for capture in fat.build_time for file in captured_files(capture)}
-            full_build = dict.fromkeys(build_time, "code that runs while building") | dict(fat.full_build)
+            full_build = dict(fat.full_build)
             sources = {file for capture in fat.captures for file in captured_files(capture)}
             snapshot = await asyncio.to_thread(take_snapshot, sources)
-            inputs = sources | full_build.keys()
+            inputs = sources | full_build.keys() | fat.inputs.macro_inputs
             await self._watcher.include(Path(file) for file in inputs)
             await self._rescan(())
             if inputs.isdisjoint(self._touched_since(batches)):
