@@ -42,7 +42,7 @@ from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.commands import Commands
 from hotpatchd.daemon.crate_inputs import captured_files
 from hotpatchd.daemon.event_log import EventBus
-from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build
+from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
 from hotpatchd.daemon.generation import Built, Generation, image_tools
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.keys import Keys
@@ -282,6 +282,9 @@ class Daemon:
 
     async def _fat_build(self) -> FatBuild:
         options = self.options
+        if self._built:
+            # Its manifests may name other packages than at first.
+            self.workspace = await load_workspace(options.selection, cwd=options.cwd, environ=options.environ)
 
         def build(workspace: Workspace) -> Awaitable[FatBuild]:
             return fat_build(

@@ -1,6 +1,9 @@
 """The JSON shape of events is a promise."""
 
 import json
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -88,3 +91,13 @@ def test_verdict_is_one_flat_record() -> None:
             "total": 100.0,
         },
     }
+
+
+def test_every_event_is_described() -> None:
+    """The page for those who read events has each event's name, with its fields in the same row."""
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    for kind in get_args(Event):
+        described = [row for row in rows if f"`{kind.event}`" in row.split("|")[1]]
+        names = {field.name for field in fields(kind)}
+        assert [name for name in names if not any(f"`{name}`" in row for row in described)] == []

@@ -89,6 +89,27 @@ def test_an_edit_that_needs_a_full_build_restarts_where_that_is_wanted(single: P
         session.daemon.wait_value("extra", "patched")
 
 
+def test_a_package_that_is_new_after_a_restart_is_patched(single: Project) -> None:
+    """Edits in it have their consequence as in any other."""
+    with Session(single) as session:
+        session.wait_started()
+        mark = len(session.events())
+        helper = single.root / "helper"
+        (helper / "src").mkdir(parents=True)
+        (helper / "Cargo.toml").write_text('[package]\nname = "helper"\nversion = "0.1.0"\nedition = "2021"\n')
+        (helper / "src" / "lib.rs").write_text('pub fn word() -> String {\n    String::from("new")\n}\n')
+        saved = session.save(
+            "Cargo.toml", single.read("Cargo.toml") + '\n[dependencies]\nhelper = { path = "helper" }\n'
+        )
+        assert session.wait_verdict(saved).verdict == "restart"
+        single.root.joinpath(MAIN).write_text(single.replaced(MAIN, 'String::from("plain")', "helper::word()"))
+        assert session.cli("restart", within_s=START_WITHIN_S).returncode == 0
+        wait_ready_again(session, after=mark)
+        session.daemon.wait_value("extra", "new")
+        session.apply("helper/src/lib.rs", '"new"', '"newer"')
+        session.daemon.wait_value("extra", "newer")
+
+
 def test_a_crash_is_told_with_the_last_patch(single: Project) -> None:
     """Signal, edit and functions; without a terminal the daemon ends as the program did."""
     with Session(single) as session:
