@@ -9,7 +9,9 @@ from typing import Literal
 PROTOCOL = 1
 
 RejectReason = Literal["protocol", "token", "build_id", "malformed"]
-RefuseReason = Literal["hash", "build_id", "address", "import", "load", "memory", "park", "malformed", "unknown_patch"]
+RefuseReason = Literal[
+    "hash", "build_id", "address", "import", "layout", "load", "memory", "park", "malformed", "unknown_patch"
+]
 PatchKind = Literal["image", "dylib"]
 Protection = Literal["r", "rw", "rx"]
 
@@ -120,6 +122,23 @@ class ThreadLocalImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A function that no thread may be inside when a patch is applied, and what to answer if one is.
+
+    Args:
+        from_addr: its run-time address.
+        size: in bytes.
+        symbol: the type at fault.
+        detail: why it must be idle.
+    """
+
+    from_addr: int
+    size: int
+    symbol: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
     """A linked image as one client is to apply it; `patch` is the SHA-256 of its `size` bytes, in hex."""
 
@@ -133,6 +152,7 @@ class Patch:
     detours: tuple[Detour, ...]
     thread_locals: tuple[ThreadLocalImage, ...]
     elf: str | None
+    idle: tuple[Idle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

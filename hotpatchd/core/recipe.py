@@ -127,6 +127,7 @@ CGU: Mapping[str, Row] = _COMMON | _rows(
     ("-C opt-level", "set", "compiles fastest; symbol names do not depend on it"),
     ("-C lto", "set", "across units it would change objects that an edit does not touch, and rename their constants"),
     ("--error-format, --json", "set", _MESSAGES),
+    ("-C debuginfo", "set", "layouts of types are read from the objects; the program keeps what it has"),
 )
 
 SINGLE_OBJECT: Mapping[str, Row] = _COMMON | _rows(
@@ -198,6 +199,7 @@ def edit_cgu(
         codegen_arg("codegen-units", "256"),
         codegen_arg("incremental", incremental_dir),
         codegen_arg("lto", "off"),
+        codegen_arg("debuginfo", "2"),
         *([codegen_arg("link-dead-code", "yes")] if link_dead_code else []),
         long_arg("--error-format", "json"),
     ]

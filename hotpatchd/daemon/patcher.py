@@ -13,12 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotpatchd.core.callers import find_leading, is_hot_call
-from hotpatchd.core.client import Detour, DylibPatch, Patch, ThreadLocalImage
-from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
+from hotpatchd.core.client import Detour, DylibPatch, Idle, Patch, ThreadLocalImage
+from hotpatchd.core.compare import (
+    Differences,
+    find_differences,
+    find_kept_initialisers,
+    find_new_collected,
+    find_retyped,
+)
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.inlining import find_stale_callers
+from hotpatchd.core.layout import Judgement
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.messages import Prepared
@@ -26,6 +33,7 @@ from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
+from hotpatchd.daemon.layout_judge import LayoutJudge, TypesByUnit
 from hotpatchd.daemon.linking import LinkCache
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
@@ -42,10 +50,14 @@ _NO_ROOM_LEFT = "it is new, and the room that the client keeps for such in every
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """What an edit means for one client, and the patch where there is one: with its bytes, or in a carrier library."""
+    """What an edit means for one client, and the patch where there is one: with its bytes, or in a carrier library.
+
+    `linked` is what the linker wrote.
+    """
 
     prepared: Prepared
     patch: Patch | DylibPatch | None = None
+    linked: Path | None = None
     payload: bytes = b""
     carrier: Carrier | None = None
 
@@ -62,6 +74,9 @@ class _Plan:
     notes: tuple[Note, ...]
     thread_locals: Mapping[str, tuple[int, NewThreadLocal]]
     thread_locals_end: int
+    types: TypesByUnit
+    idle: Mapping[str, Refusal]
+    judge_ms: float
 
 
 class Patcher:
@@ -107,6 +122,7 @@ class Patcher:
         self.carriers = carriers
         self.links = links
         self._baseline_state = baseline.state_names() if host_code else frozenset()
+        self._judge = LayoutJudge(baseline)
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
         """Make the patch that brings one client up to date.
@@ -133,7 +149,8 @@ class Patcher:
                         functions=Functions(moved=moved),
                         refusals=tuple(named(refusal) for refusal in plan.selection.refusals),
                         notes=plan.notes,
-                        select_ms=(selected - start) * 1000,
+                        select_ms=(selected - start) * 1000 - plan.judge_ms,
+                        judge_ms=plan.judge_ms,
                     )
                 )
             image, elf_path = await self._link(session, plan)
@@ -155,6 +172,7 @@ class Patcher:
                 patch = self._address(session, edit, plan, image, elf_path, detours, identity)
                 sent_bytes = len(image.payload)
             content = self._content(session, edit, plan, image, identity)
+            self._judge.remember(identity, plan.types)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
             return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
@@ -176,10 +194,12 @@ class Patcher:
                 ),
                 names=names,
                 notes=plan.notes,
-                select_ms=(selected - start) * 1000,
+                select_ms=(selected - start) * 1000 - plan.judge_ms,
+                judge_ms=plan.judge_ms,
                 link_ms=(time.perf_counter() - selected) * 1000,
             ),
             patch=patch,
+            linked=elf_path,
             payload=image.payload,
             carrier=carrier,
         )
@@ -220,11 +240,17 @@ class Patcher:
             shares_constants=True,
         )
         places, places_end = _place_thread_locals(session, selection.thread_locals)
+        started = time.perf_counter()
+        types = self._judge.types(objects)
+        judgement = self._judge.judge(session, types, objects, live) if selection.replaced else Judgement()
+        judge_ms = (time.perf_counter() - started) * 1000
         refusals = [
+            *judgement.refusals,
             *selection.refusals,
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, differences.changed, objects),
             *self._unreachable(session, selection),
+            *self._retyped(session, selection, objects),
         ]
         notes = edit_notes(objects, before, live)
         # In an optimised program, a function without a symbol may be part of one that is replaced.
@@ -243,6 +269,9 @@ class Patcher:
         return _Plan(
             thread_locals=places,
             thread_locals_end=places_end,
+            types=types,
+            idle=judgement.idle,
+            judge_ms=judge_ms,
             selection=replace(selection, refusals=tuple(refusals)),
             edited=edited,
             definers={name: definer for name in roots if (definer := objects.get(name))},
@@ -324,6 +353,25 @@ class Patcher:
                     detail="it is a thread-local of a shared library, and reached here in a way that takes the dynamic"
                     " loader; restart",
                 )
+
+    def _retyped(self, session: Session, selection: Selection, objects: BuildObjects) -> Iterator[Refusal]:
+        """State whose value would be lost: it has another symbol now, since its type changed."""
+        new = [thread_local.name for thread_local in selection.thread_locals]
+        for kept in selection.units:
+            for section in kept.sections:
+                if kept.unit.kind(section) == "data":
+                    new += [found.name for found in kept.unit.definitions_in(section) if self._is_own(found.name)]
+        if not new:
+            return
+        state = self.baseline.state_names() | {
+            name for name, found in session.symbols.items() if found.kind != "function"
+        }
+        for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
+            yield Refusal(
+                symbol=name,
+                reason="static_changed",
+                detail="its type changed, and the running program has a value of the old one; restart",
+            )
 
     async def _link(self, session: Session, plan: _Plan) -> tuple[Image, Path]:
         region = session.hello.region
@@ -444,6 +492,13 @@ class Patcher:
                 if new.image
             ),
             elf=str(elf_path),
+            idle=tuple(
+                Idle(
+                    from_addr=addr + session.hello.slide, size=size, symbol=refusal.symbol or "", detail=refusal.detail
+                )
+                for name, refusal in plan.idle.items()
+                for addr, size in self._places(session, name)
+            ),
         )
 
     def _content(self, session: Session, edit: int, plan: _Plan, image: Image, identity: str) -> PatchContent:

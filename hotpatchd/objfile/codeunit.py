@@ -16,6 +16,7 @@ from typing import NamedTuple
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES
+from hotpatchd.objfile.type_layouts import ObjectTypes
 
 LOCATION_SIZE = 24
 """Bytes of `core::panic::Location`: pointer and length of the file's name, line, column (u32 each)."""
@@ -144,6 +145,11 @@ class CodeUnit:
             for index, section in enumerate(self.obj.sections)
             if self.kinds[index] == "init" or (section.flags & elf.SHF_ALLOC and section.name.isidentifier())
         }
+
+    @cached_property
+    def types(self) -> ObjectTypes:
+        """The types that its debug information describes."""
+        return ObjectTypes(self.obj)
 
     def thread_local(self, definition: Definition) -> NewThreadLocal | None:
         """A thread-local's layout and content; None where the content holds addresses."""

@@ -43,7 +43,7 @@ def test_a_captured_bin_by_codegen_unit() -> None:
     """The whole edit of one real command."""
     assert _cgu(CAPTURED["dev-bin"]).argv == (
         *("-L", "dependency=/thin/util", "--crate-name", "app_bin", "--edition=2021", "app/src/main.rs"),
-        *("--crate-type", "bin", "-C", "embed-bitcode=no", "-C", "debuginfo=2"),
+        *("--crate-type", "bin", "-C", "embed-bitcode=no"),
         *("--cfg", 'feature="default"', "--cfg", 'feature="fast"', "--check-cfg", "cfg(docsrs,test)"),
         *("--check-cfg", 'cfg(feature, values("default", "fast"))'),
         *("-C", "metadata=77fa15eeee3564d6", "-C", "extra-filename=-d8c9347539003610"),
@@ -56,6 +56,8 @@ def test_a_captured_bin_by_codegen_unit() -> None:
         *(
             "-C",
             "lto=off",
+            "-C",
+            "debuginfo=2",
             "-C",
             "link-dead-code=yes",
             "--error-format=json",

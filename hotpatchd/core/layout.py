@@ -1,0 +1,324 @@
+"""Whether the values that a program holds suit the code that an edit brings.
+
+Code that depends on a type's layout differs when the layout does, so a patch replaces all of it. What is left to ask
+is whether a value of the old layout is still there when the new code runs. Values live in statics, behind trait
+objects and in the state of tasks, where they stay, and in what belongs to a running function, where they end with it.
+docs/guarantees.md has the rule and its limits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+from hotpatchd.core.demangle import demangle
+from hotpatchd.core.events import Refusal
+
+_TASK_STATES = ("{async_fn_env#", "{async_block_env#", "{async_closure_env#", "{gen_")
+"""What rustc's debug information names the state of async functions, blocks and closures, and of generators.
+
+Source: `rustc_codegen_ssa::debuginfo::type_names`.
+"""
+
+_BORROWED_TRAITS = ("core::fmt::",)
+"""Traits whose objects are made for the length of one call (`{:?}` makes `&dyn Debug`), unless something holds one."""
+
+_BORROWING = ("&", "*", "[", "dyn ", "core::fmt::")
+"""How types begin that lend a trait object for one call."""
+
+_ERASED_PARTS = ("*const ()", "*mut ()", "*const core::ffi::c_void", "*mut core::ffi::c_void")
+"""Parameters through which a library hands back a value whose type it does not know."""
+
+_NAMED = 4
+"""How many functions a refusal names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A field of a type: its offset in bytes, and the path of its type."""
+
+    name: str
+    offset: int
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """A variant of an enum: the tag that marks it (None: whichever no other has), and its fields."""
+
+    name: str
+    tag: int | None
+    fields: tuple[Field, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the compiler laid out a struct, union, enum, closure or task state; sizes in bytes."""
+
+    size: int
+    align: int
+    fields: tuple[Field, ...] = ()
+    variants: tuple[Variant, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionTypes:
+    """The types that a function has to do with.
+
+    Args:
+        signature: of its parameters and its result.
+        generic: for which it was instantiated; all that is told of glue that the compiler makes.
+        all: these, and those of everything that it names.
+    """
+
+    signature: frozenset[str]
+    generic: frozenset[str]
+    all: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraitObject:
+    """A virtual table: the type of the value, and the path of the trait."""
+
+    type: str
+    trait: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uses:
+    """What holds which types, in one object.
+
+    Args:
+        parts: path → the types that a value of it contains or leads to.
+        functions: symbol → its types.
+        statics: symbol → its type.
+        trait_objects: what is made a trait object.
+    """
+
+    parts: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    functions: Mapping[str, FunctionTypes] = field(default_factory=dict)
+    statics: Mapping[str, str] = field(default_factory=dict)
+    trait_objects: frozenset[TraitObject] = frozenset()
+
+    @cached_property
+    def holders(self) -> Mapping[str, frozenset[str]]:
+        """Path → the types that contain it or lead to it directly."""
+        found: dict[str, set[str]] = {}
+        for holder, parts in self.parts.items():
+            for part in parts:
+                found.setdefault(part, set()).add(holder)
+        return {part: frozenset(holders) for part, holders in found.items()}
+
+
+class UnitTypes(Protocol):
+    """The types of one object."""
+
+    @property
+    def layouts(self) -> Mapping[str, frozenset[Layout]]:
+        """Path → layout; several where types share a path."""
+
+    @property
+    def uses(self) -> Uses:
+        """What holds which types. Asked for only when a layout changed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a change of layouts means.
+
+    Args:
+        refusals: types of which an old value may be alive for good.
+        idle: functions that may hold an old value while they run → the refusal, should a thread be inside one when
+            the new code comes.
+    """
+
+    refusals: tuple[Refusal, ...] = ()
+    idle: Mapping[str, Refusal] = field(default_factory=dict)
+
+
+def judge_layouts(
+    before: Iterable[UnitTypes],
+    now: Iterable[UnitTypes],
+    *,
+    is_live: Callable[[str], bool],
+    callers: Callable[[str], Iterable[str]],
+) -> Judgement:
+    """Compare the types of the code that runs with those of the code that is to run.
+
+    Args:
+        before: those objects of the code that runs that the new build has others of.
+        now: these others.
+        is_live: whether the program has a function or static.
+        callers: the functions that refer to one in the code that runs.
+    """
+    running = tuple(before)
+    old, new = _layouts(running), _layouts(now)
+    changed = {
+        path: difference for path in old.keys() & new.keys() if (difference := _difference(old[path], new[path]))
+    }
+    if not changed:
+        return Judgement()
+    uses = tuple(unit.uses for unit in running)
+    refusals: list[Refusal] = []
+    idle: dict[str, Refusal] = {}
+    for path, difference in _causes(changed, uses):
+        reach = _reaching(path, uses)
+        using = {
+            name: types
+            for unit in uses
+            for name, types in unit.functions.items()
+            if not types.all.isdisjoint(reach) and is_live(name)
+        }
+        place = next(_lasting_places(path, reach, uses, using, is_live), None)
+        if place is not None:
+            crate = path.partition("::")[0]
+            names = sorted({demangle(name) for name in using}, key=lambda name: (not name.startswith(crate), name))
+            used = f"; used by {', '.join(names[:_NAMED])}" if names else ""
+            refusals.append(_refusal(path, difference, f"{place}{used}"))
+            continue
+        handing = {name for name, types in using.items() if not (types.signature | types.generic).isdisjoint(reach)}
+        if handing:
+            calling = {caller for name in handing for caller in callers(name) if is_live(caller)}
+            for name in sorted({*using, *calling}):
+                idle[name] = _refusal(path, difference, f"{demangle(name)} is running, which may hold values of it")
+    return Judgement(refusals=tuple(refusals), idle=idle)
+
+
+def _refusal(path: str, difference: "_Difference", place: str) -> Refusal:
+    return Refusal(symbol=path, reason="layout", detail=f"its layout changed ({difference.text}), and {place}; restart")
+
+
+def _layouts(units: Iterable[UnitTypes]) -> dict[str, frozenset[Layout]]:
+    found: dict[str, frozenset[Layout]] = {}
+    for unit in units:
+        for path, layouts in unit.layouts.items():
+            found[path] = found.get(path, frozenset()) | layouts
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Difference:
+    """What distinguishes two layouts; `follows` where another type's change of size explains it."""
+
+    text: str
+    follows: bool
+
+
+def _difference(old: frozenset[Layout], new: frozenset[Layout]) -> _Difference | None:
+    """What distinguishes a new layout from the old ones; None where all new ones were there before."""
+    for layout in sorted(new - old, key=repr):
+        differences = [_compare(earlier, layout) for earlier in sorted(old - new or old, key=repr)]
+        if None not in differences:
+            return differences[0]
+    return None
+
+
+def _compare(old: Layout, new: Layout) -> _Difference | None:
+    own = [*_compare_fields(old.fields, new.fields, "field"), *_compare_variants(old.variants, new.variants)]
+    following = [
+        *_moved_fields(old.fields, new.fields),
+        *([f"size {old.size} → {new.size}"] if old.size != new.size else []),
+        *([f"alignment {old.align} → {new.align}"] if old.align != new.align else []),
+    ]
+    text = ", ".join(own or following)
+    return _Difference(text=text, follows=not own) if text else None
+
+
+def _causes(changed: Mapping[str, _Difference], units: Iterable[Uses]) -> Iterator[tuple[str, _Difference]]:
+    """The changed types, less those that only hold another one, sorted."""
+    following = {
+        holder
+        for path in changed
+        for holder in _reaching(path, units) - {path}
+        if holder in changed and changed[holder].follows
+    }
+    kept = {path: difference for path, difference in changed.items() if path not in following}
+    yield from sorted((kept or changed).items())
+
+
+def _compare_fields(old: tuple[Field, ...], new: tuple[Field, ...], what: str) -> Iterator[str]:
+    """The differences between fields. One that was only renamed is where it was, with the type that it had."""
+    before, after = {one.name: one for one in old}, {one.name: one for one in new}
+    removed = {(before[name].offset, before[name].type): name for name in before.keys() - after.keys()}
+    for name, one in after.items():
+        earlier = before.get(name)
+        if earlier is None:
+            if removed.pop((one.offset, one.type), None) is None:
+                yield f"{what} {name} added"
+        elif one.type != earlier.type:
+            yield f"{what} {name}: {earlier.type} → {one.type}"
+    for name in sorted(removed.values()):
+        yield f"{what} {name} removed"
+
+
+def _moved_fields(old: tuple[Field, ...], new: tuple[Field, ...]) -> Iterator[str]:
+    before = {one.name: one for one in old}
+    for one in new:
+        earlier = before.get(one.name)
+        if earlier is not None and earlier.type == one.type and earlier.offset != one.offset:
+            yield f"field {one.name} moved from byte {earlier.offset} to {one.offset}"
+
+
+def _compare_variants(old: tuple[Variant, ...], new: tuple[Variant, ...]) -> Iterator[str]:
+    before, after = {one.name: one for one in old}, {one.name: one for one in new}
+    for name, variant in after.items():
+        earlier = before.get(name)
+        if earlier is None:
+            yield f"variant {name} added"
+            continue
+        if variant.tag != earlier.tag:
+            yield f"tag of variant {name}: {_tag(earlier)} → {_tag(variant)}"
+        yield from _compare_fields(earlier.fields, variant.fields, f"variant {name}: field")
+    for name in sorted(before.keys() - after.keys()):
+        yield f"variant {name} removed"
+
+
+def _tag(variant: Variant) -> str:
+    return "none" if variant.tag is None else str(variant.tag)
+
+
+def _reaching(path: str, units: Iterable[Uses]) -> set[str]:
+    """The type itself, and all types that contain it or lead to it."""
+    found, waiting = {path}, [path]
+    while waiting:
+        part = waiting.pop()
+        for unit in units:
+            new = unit.holders.get(part, frozenset()) - found
+            found |= new
+            waiting += new
+    return found
+
+
+def _lasting_places(
+    path: str,
+    reach: set[str],
+    units: tuple[Uses, ...],
+    using: Mapping[str, FunctionTypes],
+    is_live: Callable[[str], bool],
+) -> Iterator[str]:
+    """Where values of a type may be that no running function owns."""
+    for unit in units:
+        for name, type_ in unit.statics.items():
+            if type_ in reach and is_live(name):
+                yield f"the static {demangle(name)} may hold values of it"
+    if any(state in held for held in reach for state in _TASK_STATES):
+        state = (
+            "it is the state of a task"
+            if any(state in path for state in _TASK_STATES)
+            else "tasks may hold values of it"
+        )
+        yield f"{state}, which may be waiting"
+    for unit in units:
+        for made in unit.trait_objects:
+            if made.type in reach and not _is_borrowed(made.trait, units):
+                yield f"a trait object (dyn {made.trait}) may hold a value of it"
+    for name, types in using.items():
+        if types.signature.isdisjoint(reach) and not types.signature.isdisjoint(_ERASED_PARTS):
+            yield f"{demangle(name)} gets it through an untyped pointer, so others may keep values of it"
+
+
+def _is_borrowed(trait: str, units: tuple[Uses, ...]) -> bool:
+    if not trait.startswith(_BORROWED_TRAITS):
+        return False
+    objects = {part for unit in units for part in unit.holders if part.startswith(f"dyn {trait}")}
+    return all(holder.startswith(_BORROWING) for made in objects for holder in _reaching(made, units))

@@ -1,0 +1,426 @@
+"""The types of an object, from its debug information.
+
+A patch is judged within milliseconds, so entries are unpacked here directly, and only the attributes that tell layouts.
+
+Source: DWARF 4 and 5, chapter 7 (encodings); `rustc_codegen_llvm::debuginfo::metadata` for what rustc writes.
+"""
+
+import struct
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from hotpatchd.core.errors import ObjectError
+from hotpatchd.core.layout import Field, FunctionTypes, Layout, TraitObject, Uses, Variant
+from hotpatchd.objfile.elf import RelocatableObject, string_at
+
+_ARRAY, _ENUMERATION, _PARAMETER, _MEMBER, _POINTER = 0x01, 0x04, 0x05, 0x0D, 0x0F
+_STRUCTURE, _UNION, _VARIANT, _INLINED, _SUBRANGE = 0x13, 0x17, 0x19, 0x1D, 0x21
+_ENUMERATOR, _SUBPROGRAM, _VARIABLE, _VARIANT_PART, _NAMESPACE = 0x28, 0x2E, 0x34, 0x33, 0x39
+_BLOCK, _FUNCTION_TYPE, _BASE, _GENERIC = 0x0B, 0x15, 0x24, 0x2F
+_AGGREGATES = frozenset((_STRUCTURE, _UNION, _ENUMERATION))
+_PATHS = frozenset((_STRUCTURE, _UNION, _ENUMERATION, _NAMESPACE))
+_LAYOUT_TAGS = _PATHS | {
+    _ARRAY,
+    _SUBRANGE,
+    _POINTER,
+    _MEMBER,
+    _VARIANT_PART,
+    _VARIANT,
+    _ENUMERATOR,
+    _BASE,
+    _FUNCTION_TYPE,
+}
+_USE_TAGS = frozenset((_SUBPROGRAM, _PARAMETER, _VARIABLE, _BLOCK, _INLINED, _GENERIC))
+
+_NAME, _SIZE, _LOW_PC, _DISCR_VALUE, _CONST_VALUE, _CONTAINING = 0x03, 0x0B, 0x11, 0x16, 0x1C, 0x1D
+_ABSTRACT_ORIGIN, _COUNT, _OFFSET, _DECLARATION = 0x31, 0x37, 0x38, 0x3C
+_SPECIFICATION, _TYPE, _RANGES, _LINKAGE_NAME, _ALIGNMENT = 0x47, 0x49, 0x55, 0x6E, 0x88
+_REFERRING = frozenset((_CONTAINING, _ABSTRACT_ORIGIN, _SPECIFICATION, _TYPE))
+_WANTED = frozenset(
+    {
+        *(_NAME, _SIZE, _LOW_PC, _DISCR_VALUE, _CONST_VALUE, _CONTAINING, _ABSTRACT_ORIGIN, _COUNT, _OFFSET),
+        *(_DECLARATION, _SPECIFICATION, _TYPE, _RANGES, _LINKAGE_NAME, _ALIGNMENT),
+    }
+)
+
+_FIXED_SIZES = {
+    **{0x01: 8, 0x05: 2, 0x06: 4, 0x07: 8, 0x0B: 1, 0x0C: 1, 0x0E: 4, 0x10: 4, 0x11: 1, 0x12: 2, 0x13: 4, 0x14: 8},
+    **{0x17: 4, 0x1E: 16, 0x1F: 4, 0x20: 8, 0x25: 1, 0x26: 2, 0x27: 3, 0x28: 4, 0x29: 1, 0x2A: 2, 0x2B: 3, 0x2C: 4},
+}
+"""Form → bytes, for 64-bit addresses and 32-bit DWARF."""
+
+_INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+
+_STRING, _SDATA, _STRP, _PRESENT, _CONSTANT = 0x08, 0x0D, 0x0E, 0x19, 0x21
+_LENGTH_FIRST = frozenset((0x09, 0x18))
+_PREFIXED = {0x0A: 1, 0x03: 2, 0x04: 4}
+_INDEXED_STRINGS = frozenset((0x1A, 0x25, 0x26, 0x28))
+_VARIABLE_INTEGERS = frozenset((0x0F, 0x15, 0x1A, 0x1B, 0x22, 0x23))
+
+_STRING_OFFSETS_HEADER = 8
+
+_TABLE, _TABLE_TYPE = "::{vtable}", "::{vtable_type}"
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A debugging information entry, with the wanted attributes; strings as offsets into `.debug_str`."""
+
+    tag: int
+    parent: "_Entry | None"
+    attributes: dict[int, int]
+    children: list["_Entry"]
+    path: str | None = None
+
+    def get(self, attribute: int) -> int | None:
+        return self.attributes.get(attribute)
+
+
+class _Run(NamedTuple):
+    """Attributes of fixed length, and the one of another length that follows them, if any.
+
+    `strings` are the wanted ones that are relocated, with their places in the run.
+    """
+
+    fixed: struct.Struct
+    wanted: tuple[int, ...]
+    strings: tuple[tuple[int, int], ...]
+    form: int
+    attribute: int
+
+
+class _Abbreviation(NamedTuple):
+    """What an entry consists of; `constants` are attributes whose value is the abbreviation's own."""
+
+    tag: int
+    has_children: bool
+    constants: dict[int, int]
+    indexed: tuple[int, ...]
+    runs: tuple[_Run, ...]
+
+
+class ObjectTypes:
+    """The types that an object's debug information describes; none where it has no such.
+
+    Args:
+        obj: the object.
+
+    Raises:
+        ObjectError: its debug information cannot be read; at the first access.
+    """
+
+    def __init__(self, obj: RelocatableObject) -> None:
+        self._obj = obj
+
+    @cached_property
+    def layouts(self) -> Mapping[str, frozenset[Layout]]:
+        """Path → layout; several where types share a path."""
+        return self._read(_LAYOUT_TAGS).layouts()
+
+    @cached_property
+    def uses(self) -> Uses:
+        """What holds which types. Asked for only when a layout changed, since functions take time to read."""
+        return self._read(_LAYOUT_TAGS | _USE_TAGS).uses()
+
+    def _read(self, tags: frozenset[int]) -> "_Types":
+        try:
+            return _Types(_Reader(self._obj, tags))
+        except (IndexError, KeyError, ValueError, RecursionError, struct.error) as error:
+            raise ObjectError(f"{self._obj.origin}: its debug information cannot be read: {error!r}") from error
+
+
+class _Reader:
+    """Entries of `.debug_info`.
+
+    Args:
+        obj: the object.
+        tags: what to read; other entries are passed over.
+    """
+
+    def __init__(self, obj: RelocatableObject, tags: frozenset[int]) -> None:
+        self._obj = obj
+        self._tags = tags
+        self._info = self._section(".debug_info")
+        self._strings = self._section(".debug_str")
+        self._addends = self._relocations(".debug_info")
+        self._indexed = self._relocations(".debug_str_offsets")
+        self._names: dict[int, str] = {}
+        self.entries: dict[int, _Entry] = {}
+        abbreviations = self._section(".debug_abbrev")
+        at = 0
+        while at < len(self._info):
+            end = at + 4 + self._integer(at, 4)
+            version = self._integer(at + 4, 2)
+            header, abbrev_at = (12, at + 8) if version >= 5 else (11, at + 6)
+            table = _abbreviations(abbreviations, self._addends.get(abbrev_at, 0))
+            self._read_unit(at, at + header, end, table)
+            at = end
+
+    def _section(self, name: str) -> bytes:
+        index = self._obj.section_named(name)
+        return b"" if index is None else self._obj.contents(self._obj.sections[index])
+
+    def _relocations(self, name: str) -> dict[int, int]:
+        """Place in a section → offset into the section that is referred to there."""
+        index = self._obj.section_named(name)
+        rela = None if index is None else self._obj.rela_section(index)
+        if rela is None:
+            return {}
+        columns = struct.unpack(f"<{rela.size // 8}Q", self._obj.contents(rela))
+        return dict(zip(columns[0::3], columns[2::3], strict=True))
+
+    def string(self, offset: int | None) -> str:
+        """A string of `.debug_str`; empty where there is none."""
+        if offset is None:
+            return ""
+        known = self._names.get(offset)
+        if known is None:
+            known = self._names[offset] = sys.intern(string_at(self._strings, offset))
+        return known
+
+    def _integer(self, at: int, size: int) -> int:
+        return int.from_bytes(self._info[at : at + size], "little")
+
+    def _read_unit(self, start: int, at: int, end: int, table: Mapping[int, _Abbreviation]) -> None:
+        data, entries, addends, tags = self._info, self.entries, self._addends, self._tags
+        parent: _Entry | None = None
+        parents: list[_Entry | None] = []
+        while at < end:
+            offset = at
+            code = data[at]
+            if code < 0x80:
+                at += 1
+            else:
+                code, at = _unsigned(data, at)
+            if not code:
+                parent = parents.pop() if parents else None
+                continue
+            tag, has_children, constants, indexed, runs = table[code]
+            is_read = tag in tags
+            attributes = constants.copy() if is_read else {}
+            for fixed, wanted, strings, form, attribute in runs:
+                if wanted and is_read:
+                    attributes.update(zip(wanted, fixed.unpack_from(data, at), strict=True))
+                    for name, place in strings:
+                        attributes[name] = addends[at + place]
+                at += fixed.size
+                if form in _LENGTH_FIRST:
+                    length, at = _unsigned(data, at)
+                    at += length
+                elif form == _SDATA:
+                    attributes[attribute], at = _signed(data, at)
+                elif form in _VARIABLE_INTEGERS:
+                    attributes[attribute], at = _unsigned(data, at)
+                elif form in _PREFIXED:
+                    at += _PREFIXED[form] + self._integer(at, _PREFIXED[form])
+                elif form == _STRING:
+                    at = data.index(b"\0", at) + 1
+            entry = parent
+            if is_read:
+                for attribute in indexed:
+                    attributes[attribute] = self._indexed[_STRING_OFFSETS_HEADER + 4 * attributes[attribute]]
+                if start:
+                    for attribute in _REFERRING & attributes.keys():
+                        attributes[attribute] += start
+                entry = entries[offset] = _Entry(tag, parent, attributes, [])
+                if parent is not None:
+                    parent.children.append(entry)
+            if has_children:
+                parents.append(parent)
+                parent = entry
+
+
+def _abbreviations(data: bytes, at: int) -> dict[int, _Abbreviation]:
+    """The table of abbreviations that begins at an offset."""
+    table = {}
+    code, at = _unsigned(data, at)
+    while code:
+        tag, at = _unsigned(data, at)
+        has_children, at = data[at] == 1, at + 1
+        constants: dict[int, int] = {}
+        indexed, runs = [], []
+        layout, wanted, strings = "<", list[int](), list[tuple[int, int]]()
+        while True:
+            attribute, at = _unsigned(data, at)
+            form, at = _unsigned(data, at)
+            if not form:
+                break
+            if form in _INDEXED_STRINGS and attribute in _WANTED:
+                indexed.append(attribute)
+            if form == _PRESENT:
+                constants[attribute] = 1
+            elif form == _CONSTANT:
+                constants[attribute], at = _signed(data, at)
+            elif form not in _FIXED_SIZES:
+                if form not in _LENGTH_FIRST | _VARIABLE_INTEGERS | _PREFIXED.keys() | {_SDATA, _STRING}:
+                    raise ValueError(f"unknown form {form:#x}")
+                runs.append(_Run(struct.Struct(layout), tuple(wanted), tuple(strings), form, attribute))
+                layout, wanted, strings = "<", [], []
+            elif attribute in _WANTED and _FIXED_SIZES[form] in _INTEGERS:
+                if form == _STRP:
+                    strings.append((attribute, struct.calcsize(layout)))
+                layout += _INTEGERS[_FIXED_SIZES[form]]
+                wanted.append(attribute)
+            else:
+                layout += f"{_FIXED_SIZES[form]}x"
+        if layout != "<":
+            runs.append(_Run(struct.Struct(layout), tuple(wanted), tuple(strings), _PRESENT, 0))
+        table[code] = _Abbreviation(tag, has_children, constants, tuple(indexed), tuple(runs))
+        code, at = _unsigned(data, at)
+    return table
+
+
+def _unsigned(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _signed(data: bytes, at: int) -> tuple[int, int]:
+    start = at
+    value, at = _unsigned(data, at)
+    bits = 7 * (at - start)
+    return (value - (1 << bits) if value >> (bits - 1) & 1 else value), at
+
+
+class _Types:
+    """What the entries say of types."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._layouts: dict[str, set[Layout]] = {}
+        self._parts: dict[str, set[str]] = {}
+        self._functions: dict[str, FunctionTypes] = {}
+        self._statics: dict[str, str] = {}
+        self._trait_objects: set[TraitObject] = set()
+        for entry in reader.entries.values():
+            if entry.tag in _AGGREGATES:
+                self._aggregate(entry)
+            elif entry.tag in (_POINTER, _ARRAY):
+                self._part(entry, self._type(entry))
+            elif entry.tag == _SUBPROGRAM and (_LOW_PC in entry.attributes or _RANGES in entry.attributes):
+                self._function(entry)
+            elif entry.tag == _VARIABLE and (entry.parent is None or entry.parent.tag == _NAMESPACE):
+                self._static(entry)
+
+    def layouts(self) -> dict[str, frozenset[Layout]]:
+        return {path: frozenset(layouts) for path, layouts in self._layouts.items()}
+
+    def uses(self) -> Uses:
+        return Uses(
+            parts={path: frozenset(parts) for path, parts in self._parts.items()},
+            functions=self._functions,
+            statics=self._statics,
+            trait_objects=frozenset(self._trait_objects),
+        )
+
+    def _static(self, entry: _Entry) -> None:
+        name = self._reader.string(entry.get(_LINKAGE_NAME) or entry.get(_NAME))
+        if not name.endswith(_TABLE):
+            self._statics[name] = self._type(entry)
+
+    def _path(self, entry: _Entry) -> str:
+        """The path of a type, by which it is known in all objects."""
+        if entry.path is None:
+            own = self._reader.string(entry.get(_NAME))
+            if entry.tag == _ARRAY:
+                counts = [child.get(_COUNT) for child in entry.children if child.tag == _SUBRANGE]
+                own = f"[{self._type(entry)}; {counts[0] if counts else None}]"
+            outer = self._path(entry.parent) if entry.parent is not None and entry.parent.tag in _PATHS else ""
+            entry.path = f"{outer}::{own}" if outer else own
+        return entry.path
+
+    def _type(self, entry: _Entry) -> str:
+        """The path of the type of a member, variable, pointer target or result; empty for `()` as a result."""
+        offset = self._origin(entry, _TYPE)
+        return "" if offset is None else self._path(self._reader.entries[offset])
+
+    def _origin(self, entry: _Entry, attribute: int) -> int | None:
+        """An attribute of an entry, or of the declaration or abstract entry that it completes."""
+        value = entry.get(attribute)
+        for link in (_SPECIFICATION, _ABSTRACT_ORIGIN):
+            if value is None and link in entry.attributes:
+                value = self._origin(self._reader.entries[entry.attributes[link]], attribute)
+        return value
+
+    def _part(self, entry: _Entry, part: str) -> None:
+        if part:
+            self._parts.setdefault(self._path(entry), set()).add(part)
+
+    def _fields(self, entry: _Entry) -> tuple[Field, ...]:
+        return tuple(
+            Field(
+                name=self._reader.string(child.get(_NAME)).removeprefix("__"),
+                offset=child.get(_OFFSET) or 0,
+                type=self._type(child),
+            )
+            for child in entry.children
+            if child.tag == _MEMBER
+        )
+
+    def _aggregate(self, entry: _Entry) -> None:
+        path = self._path(entry)
+        containing = entry.get(_CONTAINING)
+        if containing is not None:
+            if path.endswith(_TABLE_TYPE):
+                held = self._path(self._reader.entries[containing])
+                trait = path.removesuffix(_TABLE_TYPE).removeprefix(f"<{held} as ").removesuffix(">")
+                self._trait_objects.add(TraitObject(type=held, trait=trait))
+            return
+        size = entry.get(_SIZE)
+        if _DECLARATION in entry.attributes or size is None:
+            return
+        fields = self._fields(entry)
+        variants: list[Variant] = []
+        for child in entry.children:
+            if child.tag == _VARIANT_PART:
+                fields += tuple(self._tags(child))
+                variants += self._variants(child)
+            elif child.tag == _ENUMERATOR:
+                tag = child.get(_CONST_VALUE)
+                variants.append(Variant(name=self._reader.string(child.get(_NAME)), tag=tag))
+        layout = Layout(
+            size=size,
+            align=entry.get(_ALIGNMENT) or 1,
+            fields=tuple(sorted(fields, key=lambda one: one.name)),
+            variants=tuple(sorted(variants, key=lambda one: one.name)),
+        )
+        self._layouts.setdefault(path, set()).add(layout)
+        parts = {one.type for one in fields} | {one.type for variant in variants for one in variant.fields}
+        self._parts.setdefault(path, set()).update(parts - {""})
+
+    def _tags(self, entry: _Entry) -> Iterator[Field]:
+        """The field that holds the tag of an enum with data."""
+        for one in self._fields(entry):
+            yield Field(name="(tag)", offset=one.offset, type=one.type)
+
+    def _variants(self, entry: _Entry) -> Iterator[Variant]:
+        for child in entry.children:
+            if child.tag == _VARIANT:
+                for member in self._fields(child):
+                    content = Field(name="0", offset=member.offset, type=member.type)
+                    yield Variant(name=member.name, tag=child.get(_DISCR_VALUE), fields=(content,))
+
+    def _function(self, entry: _Entry) -> None:
+        name = self._reader.string(self._origin(entry, _LINKAGE_NAME) or self._origin(entry, _NAME))
+        signature = {self._type(entry)} | {self._type(one) for one in entry.children if one.tag == _PARAMETER}
+        generic = {self._type(one) for one in entry.children if one.tag == _GENERIC}
+        every = signature | generic
+        waiting = list(entry.children)
+        while waiting:
+            inner = waiting.pop()
+            if inner.tag in (_PARAMETER, _VARIABLE):
+                every.add(self._type(inner))
+            if inner.tag not in _AGGREGATES and inner.tag != _SUBPROGRAM:
+                waiting += inner.children
+        self._functions[name] = FunctionTypes(
+            signature=frozenset(signature - {""}), generic=frozenset(generic - {""}), all=frozenset(every - {""})
+        )
