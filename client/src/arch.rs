@@ -16,6 +16,7 @@ pub const TARGET: &str = match (cfg!(target_arch = "x86_64"), cfg!(target_env = 
 
 #[cfg(target_arch = "x86_64")]
 mod x86_64 {
+    use libc::c_void;
     use std::arch::{asm, global_asm};
     use std::ops::Range;
 
@@ -80,6 +81,17 @@ mod x86_64 {
         (saved[REG_RIP as usize] as u64, DWARF_ORDER.map(|register| saved[register as usize] as u64))
     }
 
+    /// Calls a function on the stack that ends at `top`, a multiple of 16.
+    ///
+    /// # Safety
+    /// Nothing else uses that stack, and the function returns.
+    pub unsafe fn call_on_stack(top: u64, function: extern "C" fn(*mut c_void), argument: *mut c_void) {
+        asm!(
+            "xchg rsp, r12", "call {function}", "mov rsp, r12",
+            function = in(reg) function, inout("r12") top => _, in("rdi") argument, clobber_abi("C"),
+        );
+    }
+
     /// Where a signal handler returns to, for the kernel, which has no place of its own for that.
     pub fn restorer() -> Option<unsafe extern "C" fn()> {
         extern "C" {
@@ -106,6 +118,7 @@ mod x86_64 {
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64 {
+    use libc::c_void;
     use std::arch::asm;
     use std::ops::Range;
 
@@ -183,6 +196,17 @@ mod aarch64 {
         let mut general = [saved.sp; 32];
         general[..31].copy_from_slice(&saved.regs);
         (saved.pc, general)
+    }
+
+    /// Calls a function on the stack that ends at `top`, a multiple of 16.
+    ///
+    /// # Safety
+    /// Nothing else uses that stack, and the function returns.
+    pub unsafe fn call_on_stack(top: u64, function: extern "C" fn(*mut c_void), argument: *mut c_void) {
+        asm!(
+            "mov x20, sp", "mov sp, {top}", "blr {function}", "mov sp, x20",
+            top = in(reg) top, function = in(reg) function, in("x0") argument, out("x20") _, clobber_abi("C"),
+        );
     }
 
     /// Where a signal handler returns to: the kernel's own code in the vdso.

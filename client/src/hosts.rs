@@ -1,6 +1,7 @@
 //! What is patched in a process: the program, or a library that it loads, sooner or later, and may unload again.
 
 use crate::announce::{announce, Slots};
+use crate::crash;
 use crate::daemon::Library;
 use crate::engine::Engine;
 use crate::hex::random_hex;
@@ -40,6 +41,7 @@ impl Hosts {
             return;
         }
         self.announce();
+        crash::unload();
         for mut engine in gone {
             // What has been used is not zero any more.
             if let Some(reserve) = engine.take_reserve() {
@@ -90,6 +92,13 @@ impl Hosts {
         self.libraries.iter().position(|engine| engine.instance == *current)
     }
 
+    /// Without a place for the note, faults are not noted.
+    fn watch_for_crashes(&mut self) {
+        let Some(patches) = self.state.as_ref().map(|state| state.join("patches")) else { return };
+        let engine = self.engine();
+        let _ = crash::watch(&patches.join(&engine.instance), engine.tables());
+    }
+
     fn engine(&mut self) -> &mut Engine {
         match self.place() {
             Some(place) => &mut self.libraries[place],
@@ -138,7 +147,11 @@ impl Patcher for Hosts {
     }
 
     fn apply_image(&mut self, patch: &Patch, bytes: &[u8]) -> Result<Applied, Refusal> {
-        self.engine().apply(patch, bytes)
+        // Before as well: new code may fail in its first instant.
+        self.watch_for_crashes();
+        let applied = self.engine().apply(patch, bytes);
+        self.watch_for_crashes();
+        applied
     }
 
     fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal> {

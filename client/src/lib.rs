@@ -3,7 +3,8 @@
 //! On Linux it starts by itself when it is preloaded or linked in; elsewhere the program calls [`start`]. It lives in one
 //! background thread and keeps out of the program's way: it never prints, and without a daemon it waits. What a program on
 //! Linux can notice: one more thread, which takes no signals and has a table of file descriptors of its own; 128 MiB of
-//! reserved address space (on aarch64 less); 4 KiB of each thread's stack for thread-locals; while a patch is applied,
+//! reserved address space (on aarch64 less); 4 KiB of each thread's stack for thread-locals; from the first patch on, handlers of the
+//! signals of faults, which call those that were there before; while a patch is applied,
 //! all threads stand still for a moment, and system calls that are not restarted after a signal (`poll`, `nanosleep`) end early
 //! with `EINTR`, as they may at any time.
 
@@ -13,6 +14,8 @@ mod announce;
 mod arch;
 #[cfg(target_os = "linux")]
 mod check;
+#[cfg(target_os = "linux")]
+mod crash;
 mod daemon;
 #[cfg(unix)]
 mod dl;

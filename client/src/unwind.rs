@@ -137,6 +137,18 @@ pub struct Registers {
     pub general: General,
 }
 
+/// What stacks are read from.
+pub trait Source {
+    /// Fills `into` from `addr` on, as far as can be read; returns the bytes read. Takes no lock, allocates nothing.
+    fn read(&self, addr: u64, into: &mut [u8]) -> usize;
+}
+
+impl Source for Memory {
+    fn read(&self, addr: u64, into: &mut [u8]) -> usize {
+        Memory::read(self, addr, into)
+    }
+}
+
 /// Walks stacks without allocating or locking.
 pub struct Walker<'a> {
     modules: Vec<Module>,
@@ -152,7 +164,7 @@ enum Step {
 }
 
 impl<'a> Walker<'a> {
-    pub fn new(modules: Vec<Module>, memory: &'a Memory) -> Walker<'a> {
+    pub fn new(modules: Vec<Module>, memory: &'a dyn Source) -> Walker<'a> {
         let stack = Window { memory, bytes: [0; WINDOW_SIZE], start: 0, len: 0 };
         Walker { modules, context: Box::new(UnwindContext::new_in()), stack }
     }
@@ -168,18 +180,14 @@ impl<'a> Walker<'a> {
     /// Where the tables end too early, every word further up the stack counts as an address to return to. The stack of a
     /// thread that libc has started ends below its thread pointer; beyond are other threads' stacks.
     pub fn walk(&mut self, mut registers: Registers, thread_pointer: u64, mut visit: impl FnMut(u64, bool)) {
-        self.stack.len = 0; // the threads have run since it was filled
-        let mut interrupted = true;
-        for _ in 0..MAX_FRAMES {
-            let at = registers.at;
-            visit(at, !interrupted);
-            match self.step(&registers, interrupted) {
-                Some(Step::Caller(caller, caller_interrupted)) => {
-                    (registers, interrupted) = (caller, caller_interrupted);
-                }
-                Some(Step::Outermost) => return,
-                None => break,
-            }
+        let mut frames = 0;
+        let whole = self.unwind(&mut registers, |at, returns| {
+            visit(at, returns);
+            frames += 1;
+            frames < MAX_FRAMES
+        });
+        if whole {
+            return;
         }
         let start = registers.general[STACK_POINTER];
         let words = match thread_pointer.checked_sub(start) {
@@ -192,6 +200,23 @@ impl<'a> Walker<'a> {
                 None => return,
             }
         }
+    }
+
+    /// Calls `visit` as [`Walker::walk`] does, while it returns true, as far as the tables lead; tells whether that is all the way.
+    /// `registers` become those of the last frame.
+    pub fn unwind(&mut self, registers: &mut Registers, mut visit: impl FnMut(u64, bool) -> bool) -> bool {
+        self.stack.len = 0; // the threads have run since it was filled
+        let mut interrupted = true;
+        while visit(registers.at, !interrupted) {
+            match self.step(registers, interrupted) {
+                Some(Step::Caller(caller, caller_interrupted)) => {
+                    (*registers, interrupted) = (caller, caller_interrupted);
+                }
+                Some(Step::Outermost) => return true,
+                None => return false,
+            }
+        }
+        false
     }
 
     fn step(&mut self, registers: &Registers, interrupted: bool) -> Option<Step> {
@@ -307,7 +332,7 @@ pub fn contains(outer: &Range<u64>, inner: &Range<u64>) -> bool {
 
 /// Words of a stack, read a piece at a time.
 struct Window<'a> {
-    memory: &'a Memory,
+    memory: &'a dyn Source,
     bytes: [u8; WINDOW_SIZE],
     start: u64,
     len: usize,

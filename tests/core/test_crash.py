@@ -1,0 +1,101 @@
+"""A client's note is read, and its frames are given to the edits that brought them."""
+
+from __future__ import annotations
+
+import signal
+import struct
+
+import pytest
+
+from hotpatchd.core.crash import CodePlace, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
+
+PATCHES = (
+    PlacedPatch(edit=1, start=0x1000, end=0x2000, elf="one"),
+    PlacedPatch(edit=2, start=0x2000, end=0x3000, elf="two"),
+)
+
+
+def content(*frames: tuple[int, int], number: int = 11, count: int | None = None, tid: int = 8) -> bytes:
+    """The file that a client leaves."""
+    header = struct.pack("=8sIIiiiIQQ16s", b"hpcrash1", 7, tid, number, 1, 6, count or len(frames), 16, 4096, b"worker")
+    return header + b"".join(struct.pack("=QQ", *frame) for frame in frames) + bytes(16)
+
+
+def note(*addrs: int, fault_addr: int = 0, number: int = signal.SIGSEGV) -> CrashNote:
+    """A note of a fault with these addresses on the stack."""
+    frames = tuple(NotedFrame(addr=addr, function=0) for addr in addrs)
+    return CrashNote(
+        signal=number, last_signal=number, fault_addr=fault_addr, stack_pointer=0x8000, thread="main", frames=frames
+    )
+
+
+def place_of(frame: NotedFrame, patch: PlacedPatch | None) -> CodePlace:
+    """Names that tell what they were asked for."""
+    return CodePlace(function=f"{patch.elf if patch else 'host'}:{frame.addr:x}")
+
+
+def test_a_note_is_read() -> None:
+    """Signals, addresses, the thread's name, and as many frames as it has."""
+    assert parse_note(content((0x1005, 0x1000), (0x2005, 0x2000))) == CrashNote(
+        signal=11,
+        last_signal=6,
+        fault_addr=16,
+        stack_pointer=4096,
+        thread="worker",
+        frames=(NotedFrame(addr=0x1005, function=0x1000), NotedFrame(addr=0x2005, function=0x2000)),
+    )
+
+
+def test_the_first_thread_is_called_main() -> None:
+    """The kernel has the program's name for it."""
+    found = parse_note(content(tid=7))
+    assert found is not None
+    assert found.thread == "main"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        b"",
+        content(number=0),
+        content(number=999),
+        content((1, 1), count=9),
+        content().replace(b"hpcrash1", b"hpcrash2"),
+    ],
+    ids=["empty", "no fault", "no signal", "cut short", "another version"],
+)
+def test_what_is_no_note_is_none(wrong: bytes) -> None:
+    """A file without a fault, or one that is damaged, says nothing."""
+    assert parse_note(wrong) is None
+
+
+def test_frames_belong_to_the_edits_that_brought_their_code() -> None:
+    """The innermost of them is where the program failed; code of the host has no edit."""
+    crash = attribute(note(0x9000, 0x2FFF, 0x1000, 0x3000), PATCHES, place_of)
+    assert [(frame.function, frame.edit) for frame in crash.frames] == [
+        ("host:9000", None),
+        ("two:2fff", 2),
+        ("one:1000", 1),
+        ("host:3000", None),
+    ]
+    assert crash.patched == crash.frames[1]
+
+
+def test_a_crash_outside_patches_belongs_to_no_edit() -> None:
+    """There is nothing that could be told of it."""
+    assert attribute(note(0x9000), PATCHES, place_of).patched is None
+
+
+@pytest.mark.parametrize(
+    ("fault_addr", "number", "overflow"),
+    [
+        (0x8000 - 8, signal.SIGSEGV, True),
+        (0x8000 + 0x800, signal.SIGSEGV, True),
+        (16, signal.SIGSEGV, False),
+        (0x8000 + 0x80000, signal.SIGSEGV, False),
+        (0x8000 - 8, signal.SIGILL, False),
+    ],
+)
+def test_a_stack_overflow_is_told_by_its_address(fault_addr: int, number: int, overflow: bool) -> None:
+    """It is an access close to the stack pointer that fails."""
+    assert attribute(note(0x9000, fault_addr=fault_addr, number=number), PATCHES, place_of).stack_overflow == overflow
