@@ -31,6 +31,7 @@ from bench.generate import EDITED_FILE, EDITED_LINE, generate, symbols_assembly
 from bench.graph import measure_graph, show_graph
 from bench.kinds import measure_kinds, show_kinds
 from bench.replay import Replay, run, time_ms
+from bench.safe_point import measure_safe_point, show_safe_point
 from hotpatchd.daemon.fatbuild import install_shim
 from hotpatchd.objfile.host_index import host_index
 from tests.e2e.harness import Session
@@ -246,14 +247,20 @@ def main() -> None:
         )
         graph = measure_graph(scratch)
         kinds = measure_kinds(scratch)
+        safe_point = measure_safe_point(scratch)
     for name, figures in (("small program", small), ("large crate", large)):
         show_edits(console, name, figures)
         record[name.replace(" ", "_")] = asdict(figures) | {"limit_ms": figures.limit_ms}
     show_rest(console, shim, index)
     show_graph(console, graph)
     show_kinds(console, kinds)
+    show_safe_point(console, safe_point)
     record["graph"] = {kind: asdict(figures) | {"limit_ms": figures.limit_ms} for kind, figures in graph.items()}
     record["kinds"] = {kind: asdict(figures) for kind, figures in kinds.items()}
+    record["safe_point"] = {
+        act: {threads: asdict(figures) for threads, figures in by_threads.items()}
+        for act, by_threads in safe_point.items()
+    }
     record |= {"shim": asdict(shim), "symbol_index": asdict(index)}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())

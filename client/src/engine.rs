@@ -7,9 +7,9 @@ use crate::frames;
 use crate::host::Host;
 use crate::locals::{Initial, Reserve, Unlocked};
 use crate::memory::{discard, protect, release, Memory, SLOT_SIZE};
-use crate::park::{Parking, Stuck, SIGNAL};
+use crate::park::{signal, Parking, Stuck};
 use crate::unwind::{with_modules, Module, Walker};
-use crate::wire::{Applied, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
+use crate::wire::{Applied, Idle, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
 use libc::pid_t;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,6 +48,7 @@ pub struct Engine {
 struct InForce {
     patch: String,
     detours: Vec<Undoable>,
+    idle: Vec<Idle>,
 }
 
 struct Undoable {
@@ -77,6 +78,8 @@ enum Hindrance {
     Stuck(Stuck),
     /// The thread is, or will return, between the bytes that are to be overwritten.
     Inside(pid_t, u64),
+    /// The thread is in a function that must be idle, by its number.
+    Busy(pid_t, usize),
     /// The thread is starting another, which may have its thread-locals already.
     Starting(pid_t),
     Unwritable(io::Error),
@@ -149,6 +152,11 @@ impl Engine {
         release(&self.region);
     }
 
+    /// The unwind tables of all patches.
+    pub fn tables(&self) -> &[Module] {
+        &self.tables
+    }
+
     pub fn thread_locals(&self) -> ThreadLocals {
         self.reserve.as_ref().map(Reserve::describe).unwrap_or_default()
     }
@@ -196,7 +204,7 @@ impl Engine {
         if let Some(eh_frame) = &plan.eh_frame {
             unsafe { frames::register(eh_frame.start) };
         }
-        let rewritten = self.rewrite(&changes, &plan.thread_locals).map_err(|refusal| {
+        let rewritten = self.rewrite(&changes, &patch.idle, &plan.thread_locals).map_err(|refusal| {
             if let Some(eh_frame) = &plan.eh_frame {
                 unsafe { frames::deregister(eh_frame.start) };
             }
@@ -213,7 +221,7 @@ impl Engine {
             to: jump.to,
             overwritten: change.overwritten,
         });
-        self.patches.push(InForce { patch: patch.patch.clone(), detours: detours.collect() });
+        self.patches.push(InForce { patch: patch.patch.clone(), detours: detours.collect(), idle: patch.idle.clone() });
         self.code.extend_from_slice(&plan.code);
         self.tables.extend(tables);
         self.frames.extend(plan.eh_frame.iter().map(|eh_frame| eh_frame.start));
@@ -268,7 +276,8 @@ impl Engine {
         });
         let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
         let verify = begun.elapsed();
-        let rewritten = self.rewrite(&changes, &[])?;
+        let idle: Vec<Idle> = self.patches[kept..].iter().flat_map(|patch| patch.idle.iter().cloned()).collect();
+        let rewritten = self.rewrite(&changes, &idle, &[])?;
         self.patches.truncate(kept);
         Ok(self.answer(rewritten, verify, Duration::ZERO, begun))
     }
@@ -289,7 +298,9 @@ impl Engine {
     }
 
     /// Writes all changes while no other thread runs; tries again while one is in the way.
-    fn rewrite(&mut self, changes: &[Change], locals: &[Initial]) -> Result<Rewritten, Refusal> {
+    fn rewrite(&mut self, changes: &[Change], idle: &[Idle], locals: &[Initial]) -> Result<Rewritten, Refusal> {
+        let idle_bodies: Vec<_> =
+            idle.iter().map(|one| self.bodies_of(&(one.from..one.from.saturating_add(one.size)))).collect();
         let unlocked = match &self.reserve {
             Some(reserve) if !locals.is_empty() => Some(reserve.unlock(locals).map_err(|error| {
                 Reason::Memory.because(format!("cannot write the initial image of thread-locals: {error}"))
@@ -312,7 +323,7 @@ impl Engine {
                 modules.extend_from_slice(tables);
                 let walker = Walker::new(modules, memory);
                 let limit = FIRST_LIMIT * (1 << attempt.min(3));
-                result = Some(rewrite_once(changes, unlocked.as_ref(), memory, parking, walker, limit));
+                result = Some(rewrite_once(changes, &idle_bodies, unlocked.as_ref(), memory, parking, walker, limit));
             });
             match result.unwrap_or_else(|| Err(Hindrance::Unwritable(io::ErrorKind::Other.into()))) {
                 Ok(rewritten) => return Ok(rewritten),
@@ -348,7 +359,9 @@ impl Engine {
         }
         Err(match hindrance {
             Some(Hindrance::Stuck(Stuck::Thread(tid))) if blocks_signal(tid) => {
-                Reason::Park.because(format!("thread {} blocks signal {SIGNAL}", thread_name(tid)))
+                let (name, signal) = (thread_name(tid), signal());
+                Reason::Park
+                    .because(format!("thread {name} blocks signal {signal}: choose another with HOTPATCHD_SIGNAL"))
             }
             Some(Hindrance::Stuck(Stuck::Thread(tid))) => {
                 Reason::Park.because(format!("thread {} did not stop", thread_name(tid)))
@@ -360,6 +373,10 @@ impl Engine {
                 let name = thread_name(tid);
                 Reason::Park.because(format!("thread {name} stays in the first bytes of the function at {from:#x}"))
             }
+            Some(Hindrance::Busy(tid, number)) => Refusal {
+                symbol: Some(idle[number].symbol.clone()),
+                ..Reason::Layout.because(format!("{} (thread {})", idle[number].detail, thread_name(tid)))
+            },
             Some(Hindrance::Starting(tid)) => {
                 Reason::Park.because(format!("thread {} stays in starting another", thread_name(tid)))
             }
@@ -383,6 +400,7 @@ fn is_patched(host: &Host, patches: &[InForce], memory: &Memory) -> bool {
 /// One attempt of [`Engine::rewrite`].
 fn rewrite_once(
     changes: &[Change],
+    idle: &[Vec<Range<u64>>],
     locals: Option<&Unlocked>,
     memory: &Memory,
     parking: &mut Parking,
@@ -402,10 +420,12 @@ fn rewrite_once(
     for (tid, thread_pointer, registers) in parked.threads() {
         let seen = running.len();
         let mut inside = None;
+        let mut busy = None;
         let mut starting = false;
         walker.walk(registers, thread_pointer, |at, returns| {
             let within = at.wrapping_sub(u64::from(returns));
             starting |= thread_start.contains(&within);
+            busy = busy.or_else(|| idle.iter().position(|bodies| bodies.iter().any(|body| body.contains(&within))));
             for (number, change) in changes.iter().enumerate() {
                 if change.from < at && at < change.from + DETOUR_LEN as u64 {
                     inside = Some(change.from);
@@ -418,6 +438,9 @@ fn rewrite_once(
         });
         if let Some(from) = inside {
             return Err(Hindrance::Inside(tid, from));
+        }
+        if let Some(number) = busy {
+            return Err(Hindrance::Busy(tid, number));
         }
         if starting {
             return Err(Hindrance::Starting(tid));
@@ -511,7 +534,7 @@ fn is_dead(tid: pid_t) -> bool {
 }
 
 fn blocks_signal(tid: pid_t) -> bool {
-    blocked_signals(tid) >> (SIGNAL - 1) & 1 == 1
+    blocked_signals(tid) >> (signal() - 1) & 1 == 1
 }
 
 /// Whether the thread blocks every signal that can stand for one of the program's own. Source: qemu, `linux-user/signal.c`

@@ -3,29 +3,39 @@
 //! Each thread gets a signal whose handler waits until the parking ends. While a [`Parked`] exists nothing here or in its
 //! user may allocate, lock or panic: a parked thread may hold the allocator's lock.
 //!
-//! The signal is the one that libc cancels threads with (`SIGCANCEL`). Its `sigfillset` leaves it out, so
-//! threads that block "all" signals (graphics drivers start such) are reached as well, and gdb passes it on silently.
-//! libc's `sigaction` refuses it; hence the system calls. The former handler is called for signals that are not ours,
-//! and put back when the parking ends.
+//! The signal is the one that libc cancels threads with (`SIGCANCEL`), unless `HOTPATCHD_SIGNAL` names another. libc's
+//! `sigfillset` leaves that one out, so threads that block "all" signals (graphics drivers start such) are reached as
+//! well, and gdb passes it on silently. libc's `sigaction` refuses it; hence the system calls. The former handler is
+//! called for signals that are not ours, and put back when the parking ends.
 
 use crate::arch::{registers, restorer, thread_pointer};
 use crate::unwind::Registers;
 use libc::{c_int, c_void, pid_t, siginfo_t, ucontext_t};
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-use std::{io, mem};
+use std::{env, io, mem};
+
+/// The signals that queue. Of others a thread has one at most, and ours would get lost behind the program's.
+/// Source: signal(7), "Real-time signals".
+const QUEUEING: RangeInclusive<c_int> = 32..=64;
 
 /// Source: glibc, `sysdeps/unix/sysv/linux/internal-signals.h`; musl, `src/internal/pthread_impl.h`, where 32 wakes timer
 /// threads, which wait for it without a handler.
-pub const SIGNAL: c_int = if cfg!(target_env = "musl") { 33 } else { 32 };
+static SIGNAL: AtomicI32 = AtomicI32::new(if cfg!(target_env = "musl") { 33 } else { 32 });
+
+/// The sender of our signals, so that the program's own are told apart: no user has this id.
+const MARK: libc::uid_t = libc::uid_t::MAX;
 
 /// Odd while threads have to stay; every parking has its own odd number.
 static EPOCH: AtomicU32 = AtomicU32::new(0);
 /// Threads that have parked in this epoch.
 static ARRIVED: AtomicU32 = AtomicU32::new(0);
+/// How many arrivals are waited for: only the last one wakes who waits.
+static CALLED: AtomicU32 = AtomicU32::new(0);
 /// Threads that run the handler.
 static INSIDE: AtomicU32 = AtomicU32::new(0);
 /// The parking's seats; valid while `EPOCH` is odd or `INSIDE` is not zero.
@@ -61,6 +71,19 @@ struct KernelSigaction {
     flags: u64,
     restorer: usize,
     mask: u64,
+}
+
+/// The signal that parks threads.
+pub fn signal() -> c_int {
+    SIGNAL.load(SeqCst)
+}
+
+/// Takes the signal that the environment names, if it is fit.
+pub fn choose_signal() {
+    let named = env::var("HOTPATCHD_SIGNAL").ok().and_then(|number| number.parse().ok());
+    if let Some(number) = named.filter(|number| QUEUEING.contains(number)) {
+        SIGNAL.store(number, SeqCst);
+    }
 }
 
 /// Why the threads could not be parked.
@@ -153,13 +176,13 @@ impl Parking {
     fn call(&mut self, tid: pid_t) -> Result<(), Stuck> {
         let seat = self.seats.len();
         self.seats.push(Seat { tid, thread_pointer: AtomicU64::new(0), context: AtomicPtr::new(ptr::null_mut()) });
-        let mut signal: QueuedSignal = unsafe { mem::zeroed() };
-        signal.signo = SIGNAL;
-        signal.code = libc::SI_QUEUE;
-        signal.pid = unsafe { libc::getpid() };
-        signal.uid = unsafe { libc::getuid() };
-        signal.value = u64::from(EPOCH.load(SeqCst)) << 32 | seat as u64;
-        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, signal.pid, tid, SIGNAL, &signal) };
+        let mut queued: QueuedSignal = unsafe { mem::zeroed() };
+        queued.signo = signal();
+        queued.code = libc::SI_QUEUE;
+        queued.pid = unsafe { libc::getpid() };
+        queued.uid = MARK;
+        queued.value = u64::from(EPOCH.load(SeqCst)) << 32 | seat as u64;
+        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, queued.pid, tid, queued.signo, &queued) };
         match sent {
             0 => Ok(()),
             _ => match io::Error::last_os_error() {
@@ -171,6 +194,7 @@ impl Parking {
 
     /// Waits until each thread that was called has parked or ended.
     fn wait_all(&self, deadline: Instant) -> Result<(), Stuck> {
+        CALLED.store(self.seats.len() as u32, SeqCst);
         loop {
             let arrived = ARRIVED.load(SeqCst);
             if arrived as usize == self.seats.len() {
@@ -240,15 +264,16 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     unsafe {
         let errno = *libc::__errno_location();
         let queued = info.cast::<QueuedSignal>();
-        if (*queued).code == libc::SI_QUEUE && (*queued).pid == libc::getpid() {
+        if (*queued).code == libc::SI_QUEUE && (*queued).pid == libc::getpid() && (*queued).uid == MARK {
             INSIDE.fetch_add(1, SeqCst);
             let epoch = ((*queued).value >> 32) as u32;
             if EPOCH.load(SeqCst) == epoch {
                 let seat = SEATS.load(SeqCst).add((*queued).value as u32 as usize);
                 (*seat).thread_pointer.store(thread_pointer(), SeqCst);
                 (*seat).context.store(context.cast(), SeqCst);
-                ARRIVED.fetch_add(1, SeqCst);
-                futex_wake(&ARRIVED, 1);
+                if ARRIVED.fetch_add(1, SeqCst) + 1 == CALLED.load(SeqCst) {
+                    futex_wake(&ARRIVED, 1);
+                }
                 while EPOCH.load(SeqCst) == epoch {
                     futex_wait(&EPOCH, epoch, Duration::from_secs(1));
                 }
@@ -269,7 +294,7 @@ fn rt_sigaction(new: Option<&KernelSigaction>) -> io::Result<KernelSigaction> {
     let new = new.map_or(ptr::null(), |new| new as *const _);
     let mut old: KernelSigaction = unsafe { mem::zeroed() };
     let mask_size = mem::size_of::<u64>();
-    match unsafe { libc::syscall(libc::SYS_rt_sigaction, SIGNAL, new, &mut old, mask_size) } {
+    match unsafe { libc::syscall(libc::SYS_rt_sigaction, signal(), new, &mut old, mask_size) } {
         0 => Ok(old),
         _ => Err(io::Error::last_os_error()),
     }

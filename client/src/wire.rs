@@ -52,7 +52,18 @@ mod image {
         pub eh_frame: Option<EhFrame>,
         pub detours: Vec<Detour>,
         pub thread_locals: Vec<ThreadLocal>,
+        #[serde(default)]
+        pub idle: Vec<Idle>,
         pub elf: Option<PathBuf>,
+    }
+
+    /// A function that no thread may be inside, and the type and the reason to tell if one is.
+    #[derive(Deserialize, Clone)]
+    pub struct Idle {
+        pub from: u64,
+        pub size: u64,
+        pub symbol: String,
+        pub detail: String,
     }
 
     #[derive(Deserialize)]
@@ -230,6 +241,8 @@ pub enum Reason {
     BuildId,
     Address,
     Import,
+    #[cfg(target_os = "linux")]
+    Layout,
     Load,
     #[cfg(any(target_os = "linux", windows))]
     Memory,

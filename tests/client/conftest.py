@@ -43,6 +43,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "fixed": ["gcc", "-g", "-O1", "-pthread", "-no-pie", "host.c"],
         "nameless": ["gcc", "-g", "-O1", "-pthread", "-Wl,--build-id=none", "host.c"],
         "rust": ["rustc", "--edition=2021", "-Cdebuginfo=1", "host.rs"],
+        "threads": ["gcc", "-g", "-O1", "-pthread", "threads.c"],
         "linger": ["gcc", "linger.c"],
         "loader": ["gcc", "loader.c"],
     }

@@ -182,7 +182,8 @@ async def test_thread_that_cannot_be_parked_is_named(stage: Stage) -> None:
         await stage.wait_for_syscall(program, "masked-raw", "read")
         image = stage.image(ANSWER_1000, peer.hello, program, answer="replaced")
         refused = await peer.apply(image.message, image.content)
-        assert (refused["reason"], refused["detail"]) == ("park", "thread masked-raw blocks signal 32")
+        assert refused["reason"] == "park"
+        assert refused["detail"].startswith("thread masked-raw blocks signal 32")
         assert await program.ask("progress") == "1"
         assert await program.ask("answer") == "2"
         assert await program.ask("handler") == disposition

@@ -15,7 +15,7 @@ use crate::locals::{self, Reserve};
 use crate::patcher::Patcher;
 use crate::unwind::with_modules;
 use crate::wire::{self, Applied, Detour, Patch, Protection, Refusal, Segment};
-use crate::{arch, library_file, memory, STACK_SIZE, THREAD_NAME};
+use crate::{arch, library_file, memory, park, STACK_SIZE, THREAD_NAME};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -66,6 +66,7 @@ pub struct Prepared {
 impl Prepared {
     pub fn new(daemon: &Daemon) -> Option<Prepared> {
         let kind = Kind::asked(&KINDS);
+        park::choose_signal();
         let module = Module::of_executable()?;
         let region = memory::reserve(&module.reached())?;
         let instance = random_hex::<16>().ok()?;
@@ -197,6 +198,7 @@ impl Redirect for Islands {
                 .map(|(jump, to)| Detour { from: jump.from.start, to, size: jump.from.end - jump.from.start })
                 .collect(),
             thread_locals: Vec::new(),
+            idle: Vec::new(),
             elf: None,
         };
         for (detour, body) in image.detours.iter().zip(bodies_at(&jumps)) {
