@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
+from hotpatchd.core.crash import Crash
+
 VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
 NoteName = Literal[
     "on_stack",
@@ -160,6 +162,20 @@ class EditVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EditsUndone:
+    """Edits were taken back.
+
+    Args:
+        edits: their numbers, newest first.
+        edit: the edit whose code runs again; 0 for the program's own.
+    """
+
+    event: ClassVar = "edits.undone"
+    edits: tuple[int, ...]
+    edit: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BuildStarted:
     """Cargo runs: for the first time, for a restart, or to bring the program's file up to date in the background."""
 
@@ -187,14 +203,16 @@ class ProgramStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramEnded:
-    """The program that the daemon started ended by itself.
+    """The program that the daemon started ended by itself, or another one ended by a fault that its client has noted.
 
     Args:
         pid: its process.
         status: exit status; negative: the number of the signal that ended it.
         signal: the name of that signal.
-        edit: the edit whose patch was the last one sent to it; None where none was.
-        functions: the functions of that patch.
+        edit: the edit whose code failed; where that cannot be told, the one whose patch was the last one sent to it.
+            None where none was sent.
+        functions: the function that failed, or those of that patch.
+        crash: what is known of the fault; None where the client has noted none.
     """
 
     event: ClassVar = "program.ended"
@@ -203,6 +221,7 @@ class ProgramEnded:
     signal: str | None
     edit: int | None
     functions: tuple[str, ...]
+    crash: Crash | None = None
 
 
 Event = (
@@ -214,6 +233,7 @@ Event = (
     | RebuildFailed
     | PatchSent
     | EditVerdict
+    | EditsUndone
     | BuildStarted
     | BuildFinished
     | ProgramStarted

@@ -28,6 +28,9 @@ from hotpatchd.core.messages import (
 )
 from hotpatchd.core.state import Restart, Result, State, then
 
+PANICKED = 101
+"""Exit status of a program whose `main` panicked. Source: std's `rt.rs`."""
+
 
 def restart_asked(state: State, event: RestartAsked) -> Result:
     """Remember the wish; it comes true as soon as nothing else is in hand. A restart that is in hand serves all."""
@@ -50,7 +53,14 @@ def start_restart(state: State) -> Result:
     state = cancelled[0]
     if wish.without_last and state.sent is not None:
         before = state.sent.before
-        again = replace(state, target=before, previous=before, sent=None, crashed=False)
+        again = replace(
+            state,
+            target=before,
+            previous=before,
+            sent=None,
+            in_force=tuple(edit for edit in state.in_force if edit.edit <= before),
+            crashed=False,
+        )
         replies = tuple(Reply(request=request, result={"edit": before}) for request in wish.requests)
         return then(cancelled, (_without_clients(again), (*_lost_clients(state), StartAgain(), *replies)))
     started = Emit(event=events.BuildStarted(reason="restart"))
@@ -86,8 +96,10 @@ def fully_built(state: State, event: FullyBuilt) -> Result:
         pending=(),
         target=0,
         previous=0,
+        due={},
         dirty=frozenset(),
         sent=None,
+        in_force=(),
         crashed=False,
         outdated=False,
     )
@@ -108,20 +120,28 @@ def program_started(state: State, event: ProgramStarted) -> Result:
 
 
 def program_ended(state: State, event: ProgramEnded) -> Result:
-    """The program ended by itself: so does the daemon, unless it crashed and somebody can have it started again."""
-    if event.pid != state.program:
-        return state, ()
+    """The program ended by itself: so does the daemon, unless it crashed and somebody can have it started again.
+
+    Of programs that others started, only crashes are told.
+    """
     sent = state.sent
-    crashed = event.status < 0
+    crashed = event.status < 0 or event.status == PANICKED
+    failed = event.crash.patched if event.crash else None
+    edit, functions = (sent.edit, sent.functions) if sent else (None, ())
+    if failed:
+        edit, functions = failed.edit, (failed.function,) if failed.function else functions
     told = Emit(
         event=events.ProgramEnded(
             pid=event.pid,
             status=event.status,
-            signal=signal.Signals(-event.status).name if crashed else None,
-            edit=sent.edit if sent else None,
-            functions=sent.functions if sent else (),
+            signal=signal.Signals(-event.status).name if event.status < 0 else None,
+            edit=edit,
+            functions=functions,
+            crash=event.crash,
         )
     )
+    if event.pid != state.program:
+        return state, (told,) if event.crash else ()
     state = replace(state, program=0, crashed=crashed)
     is_replaced = state.wish is not None or state.restart is not None
     if is_replaced:
@@ -130,7 +150,7 @@ def program_ended(state: State, event: ProgramEnded) -> Result:
         return replace(state, wish=Restart(without_last=True)), (told,)
     if crashed and state.policy.stays:
         return state, (told, OfferRestart(without_last=sent is not None))
-    return state, (told, End(status=128 - event.status if crashed else event.status))
+    return state, (told, End(status=128 - event.status if event.status < 0 else event.status))
 
 
 def schedule_background(state: State) -> Result | None:

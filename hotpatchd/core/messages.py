@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hotpatchd.core.client import Applied, Refused
+from hotpatchd.core.crash import Crash
 from hotpatchd.core.events import BuildReason, Event, Functions, Note, Refusal
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.session import PatchContent, Session
@@ -62,6 +63,7 @@ class Prepared:
     notes: tuple[Note, ...] = ()
     failed: bool = False
     select_ms: float = 0.0
+    judge_ms: float = 0.0
     link_ms: float = 0.0
 
 
@@ -91,7 +93,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UndoAsked:
-    """Somebody wants the last `count` patches taken back; `request` identifies the asker."""
+    """Somebody wants the last `count` edits taken back; `request` identifies the asker."""
 
     count: int
     request: int
@@ -129,10 +131,15 @@ class ProgramStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramEnded:
-    """The program that the daemon started ended by itself: exit status, or the negative number of a signal."""
+    """A program ended by itself: exit status, or the negative number of a signal.
+
+    `crash` is what is known of the fault, where the client has noted one. Without it, the end of a program that others
+    started does not matter.
+    """
 
     pid: int
     status: int
+    crash: Crash | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,11 +39,19 @@ class PatchContent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedPatch:
-    """A patch in force, and the fingerprints of its functions before it (None: the host binary's own)."""
+    """A patch in force, and what the program ran before it.
+
+    Args:
+        patch: its identity.
+        edit: number of the edit that it carries out.
+        before: fingerprints of its functions (None: the host binary's own).
+        edits_before: `Session.edits`.
+    """
 
     patch: str
     edit: int
     before: Mapping[str, Fingerprint | None]
+    edits_before: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +61,7 @@ class Session:
     Args:
         client: its number.
         hello: who it is.
+        edits: the edits whose code it runs; several where some of them brought it nothing, 0 stands for no edit.
         next_addr: first free address of its region, run time.
         running: functions whose code is not the host binary's → fingerprint.
         symbols: what patches added, addresses at link time.
@@ -66,6 +75,7 @@ class Session:
     hello: Hello
     next_addr: int
     redirect: Redirect = "detours"
+    edits: tuple[int, ...] = (0,)
     copies: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     running: Mapping[str, Fingerprint] = field(default_factory=dict)
     symbols: Mapping[str, HostSymbol] = field(default_factory=dict)
@@ -79,13 +89,22 @@ def after_applied(session: Session, content: PatchContent, next_addr: int) -> Se
     copies = {name: (*earlier_copies(session, name), copy.addr) for name, copy in content.copies.items()}
     return replace(
         session,
+        edits=(content.edit,),
         next_addr=next_addr,
         running={**session.running, **content.functions},
         symbols={**session.symbols, **content.symbols, **content.copies},
         copies={**session.copies, **copies},
         thread_locals=content.thread_locals,
-        history=(*session.history, AppliedPatch(patch=content.patch, edit=content.edit, before=before)),
+        history=(
+            *session.history,
+            AppliedPatch(patch=content.patch, edit=content.edit, before=before, edits_before=session.edits),
+        ),
     )
+
+
+def after_nothing(session: Session, edit: int) -> Session:
+    """The session once it is known that an edit brings it nothing."""
+    return session if edit in session.edits else replace(session, edits=(*session.edits, edit))
 
 
 def earlier_copies(session: Session, name: str) -> tuple[int, ...]:
@@ -94,10 +113,21 @@ def earlier_copies(session: Session, name: str) -> tuple[int, ...]:
     return session.copies.get(name) or ((added.addr,) if added else ())
 
 
-def undo_target(session: Session, count: int) -> str | None:
-    """Identity of the patch that is the newest after taking back `count` of them; None for the host's own code."""
-    left = session.history[: max(len(session.history) - count, 0)]
-    return left[-1].patch if left else None
+def is_newer(session: Session, edit: int) -> bool:
+    """Whether a program runs code of edits after this one, which it can take back."""
+    return bool(session.history) and edit not in session.edits and min(session.edits) > edit
+
+
+def undo_target(session: Session, edit: int) -> str | None:
+    """Identity of the patch that is the newest once those after an edit are taken back; None for the host's own code.
+
+    What the program runs then may be older than the edit: one patch may bring several edits.
+    """
+    left, edits = len(session.history), session.edits
+    while left and edit not in edits and min(edits) > edit:
+        left -= 1
+        edits = session.history[left].edits_before
+    return session.history[left - 1].patch if left else None
 
 
 def after_undo(session: Session, to: str | None) -> Session:
@@ -106,15 +136,17 @@ def after_undo(session: Session, to: str | None) -> Session:
     What the patches added stays mapped and known: statics keep their values, and a function that was new runs, at its
     address, the code with which it came.
     """
-    running = dict(session.running)
+    running, edits = dict(session.running), session.edits
     history = list(session.history)
     while history and history[-1].patch != to:
-        for name, fingerprint in history.pop().before.items():
+        undone = history.pop()
+        edits = undone.edits_before
+        for name, fingerprint in undone.before.items():
             if fingerprint is not None:
                 running[name] = fingerprint
             elif name not in session.symbols:
                 running.pop(name, None)
-    return replace(session, running=running, history=tuple(history))
+    return replace(session, edits=edits, running=running, history=tuple(history))
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class Outcome:
     compile_ms: float | None = None
     settle_ms: float | None = None
     select_ms: float = 0.0
+    judge_ms: float = 0.0
     link_ms: float = 0.0
     send_ms: float = 0.0
     apply_ms: float = 0.0
@@ -49,17 +50,34 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentEdit:
-    """The newest edit that was sent to any program.
+    """An edit that was sent to programs.
 
     Args:
         edit: its number.
-        before: the edit whose objects were the newest before it.
+        before: the edit whose objects programs ran before it.
         functions: what its patch replaced.
     """
 
     edit: int
     before: int
     functions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undo:
+    """An undo in hand.
+
+    Args:
+        request: who waits for its answer.
+        edits: what it takes back, newest first.
+        target: the edit whose code is to run again.
+        clients: for each client that takes something back, the patch it goes back to.
+    """
+
+    request: int
+    edits: tuple[int, ...]
+    target: int
+    clients: Mapping[int, str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +100,19 @@ class State:
         sessions: clients, by number.
         late: clients to be looked at once the phase is idle.
         pending: batches that settled while the daemon was busy.
+        due: what a restart is needed for: files whose edit needs a full build, and what they are.
         dirty: crates whose source is newer than their objects (they did not compile).
         building: the crates that a thin rebuild was asked for.
         cancelling: whether that was told to end.
         target: the edit whose objects programs are to run; 0 stands for the program's own code.
         previous: `target` before the newest build.
-        sent: the newest edit that was sent to any program since the program started.
+        sent: the newest edit that was sent to any program since the program started, and not taken back.
+        in_force: the edits that any program applied, and that were not taken back, oldest first.
         awaited: clients whose preparation or answer is outstanding, with what was prepared.
         outcome: of the edit in hand.
         carried: edits that share the verdict of the one in hand.
         carried_since: when the first of these was written, in Unix seconds.
-        undo: request number of the undo in hand, and the patches it takes back per client.
+        undo: the undo in hand; None while a single client catches up with an earlier one.
         program: the process that the daemon started; 0 where it started none, or that ended.
         crashed: whether it ended by a signal and was not started again.
         wish: a restart that comes as soon as nothing else is in hand.
@@ -109,17 +129,19 @@ class State:
     sessions: Mapping[int, Session] = field(default_factory=dict)
     late: frozenset[int] = frozenset()
     pending: tuple[Settled, ...] = ()
+    due: Mapping[str, str] = field(default_factory=dict)
     dirty: frozenset[str] = frozenset()
     building: frozenset[str] = frozenset()
     cancelling: bool = False
     target: int = 0
     previous: int = 0
     sent: SentEdit | None = None
+    in_force: tuple[SentEdit, ...] = ()
     awaited: Mapping[int, Prepared | None] = field(default_factory=dict)
     outcome: Outcome = Outcome(edit=0)
     carried: tuple[int, ...] = ()
     carried_since: float = 0.0
-    undo: tuple[int, Mapping[int, str | None]] = (0, {})
+    undo: Undo | None = None
     program: int = 0
     crashed: bool = False
     wish: Restart | None = None

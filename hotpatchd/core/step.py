@@ -16,6 +16,9 @@ One thing happens at a time. Files that settle meanwhile are kept and become the
 runs fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch
 afterwards.
 Every edit ends in exactly one verdict.
+
+An undo takes edits back for all programs, also for those that connect later: the objects to run are those of the edit
+before, until the next edit. A client that had several edits in one patch takes that back, and gets what of it remains.
 """
 
 from dataclasses import replace
@@ -27,6 +30,7 @@ from hotpatchd.core.events import (
     ClientConnected,
     ClientLost,
     EditSettled,
+    EditsUndone,
     EditVerdict,
     Functions,
     Note,
@@ -61,8 +65,11 @@ from hotpatchd.core.messages import (
     StepEvent,
     UndoAsked,
 )
-from hotpatchd.core.session import Session, after_applied, after_undo, undo_target
-from hotpatchd.core.state import Outcome, Restart, Result, SentEdit, State, then
+from hotpatchd.core.session import Session, after_applied, after_nothing, after_undo, is_newer, undo_target
+from hotpatchd.core.state import Outcome, Restart, Result, SentEdit, State, Undo, then
+
+NEW_PROCESS_REASONS = frozenset({"region_full"})
+"""Refusals of what this process has no room for, and a new one takes."""
 
 NO_CLIENT = Refusal(
     symbol=None,
@@ -134,10 +141,14 @@ def _next(state: State) -> Result | None:
     if state.pending:
         return _start_edit(state)
     if state.late:
+        undone = frozenset(client for client in state.late if _has_undone(state.sessions[client], state.target))
+        if undone:
+            return _take_back(replace(state, late=state.late - undone), undone)
         known = replace(state, late=frozenset())
-        if not state.edit:
-            return known, ()
-        return _prepare(replace(known, phase="applying", outcome=Outcome(edit=0)), state.late)
+        behind = frozenset(client for client in state.late if state.target not in state.sessions[client].edits)
+        if behind:
+            return _prepare(replace(known, phase="applying", outcome=Outcome(edit=0)), behind)
+        return known, ()
     return lifecycle.schedule_background(state)
 
 
@@ -168,7 +179,8 @@ def _start_edit(state: State) -> Result:
             Note(symbol=file, note="no_difference", detail=why) for file, why in sorted(edit_class.harmless.items())
         ),
     )
-    state = replace(cancelled[0], edit=number, outcome=outcome)
+    still_due = {file: kind for file, kind in state.due.items() if file not in edit_class.harmless}
+    state = replace(cancelled[0], edit=number, outcome=outcome, due=still_due)
     classes = {**edit_class.harmless, **edit_class.classes}
     told = EditSettled(edit=number, files=tuple(sorted(classes)), classes=dict(sorted(classes.items())))
     settled = then(cancelled, (state, (Emit(event=told),)))
@@ -177,7 +189,7 @@ def _start_edit(state: State) -> Result:
             Refusal(symbol=file, reason="full_build", detail=f"this {kind} was edited: build again and restart")
             for file, kind in sorted(edit_class.full_build.items())
         )
-        dirty = replace(state, dirty=state.dirty | edit_class.crates)
+        dirty = replace(state, dirty=state.dirty | edit_class.crates, due={**state.due, **edit_class.full_build})
         return then(settled, _conclude(dirty, "restart", refusals))
     if not edit_class.crates:
         return then(settled, _conclude(state, "unchanged", ()))
@@ -229,9 +241,8 @@ def _carry(state: State) -> Result:
 
 def _prepare(state: State, clients: frozenset[int]) -> Result:
     state = replace(state, awaited=dict.fromkeys(sorted(clients)))
-    edit = state.outcome.edit or state.target or state.edit
     return state, tuple(
-        Prepare(session=state.sessions[client], edit=edit, objects=state.target, before=state.previous)
+        Prepare(session=state.sessions[client], edit=state.target, objects=state.target, before=state.previous)
         for client in sorted(clients)
     )
 
@@ -242,6 +253,7 @@ def _prepared(state: State, event: Prepared) -> Result:
     outcome = replace(
         state.outcome,
         select_ms=max(state.outcome.select_ms, event.select_ms),
+        judge_ms=max(state.outcome.judge_ms, event.judge_ms),
         link_ms=max(state.outcome.link_ms, event.link_ms),
         notes=_union(state.outcome.notes, event.notes),
     )
@@ -252,7 +264,10 @@ def _prepared(state: State, event: Prepared) -> Result:
             refusals=_union(outcome.refusals, event.refusals),
             functions=_merge(outcome.functions, Functions(moved=event.functions.moved)),
         )
-        return _done_with(replace(state, outcome=outcome), event.client)
+        sessions = state.sessions
+        if not event.refusals:
+            sessions = {**sessions, event.client: after_nothing(sessions[event.client], state.target)}
+        return _done_with(replace(state, outcome=outcome, sessions=sessions), event.client)
     state = replace(state, outcome=outcome, awaited={**state.awaited, event.client: event})
     if state.target != state.previous:
         functions = (*event.functions.patched, *event.functions.added)
@@ -294,6 +309,8 @@ def _answered(state: State, event: Answered) -> Result:
             total_ms=max(outcome.total_ms, (event.now - outcome.last_write) * 1000),
         )
         session = after_applied(session, prepared.content, event.answer.next)
+        functions = (*prepared.functions.patched, *prepared.functions.added)
+        state = replace(state, in_force=_with_edit(state.in_force, state.target, functions))
     sessions = {**state.sessions, event.client: session}
     return _done_with(replace(state, outcome=outcome, sessions=sessions), event.client)
 
@@ -305,15 +322,12 @@ def _done_with(state: State, client: int) -> Result:
     if awaited:
         return state, ()
     if state.phase == "undoing":
-        request, taken_back = state.undo
-        result = {"clients": {str(number): to for number, to in taken_back.items()}}
-        refused = "; ".join(refusal.detail for refusal in state.outcome.refusals)
-        reply = Reply(request=request, result=result, error=refused)
-        return replace(state, phase="idle"), (reply,)
+        return _end_undo(replace(state, phase="idle"))
     if state.outcome.failed:
         return _conclude(state, "failed", ())
-    if state.outcome.refusals:
-        return _conclude(state, "refused", ())
+    if refusals := state.outcome.refusals:
+        is_full = any(refusal.reason in NEW_PROCESS_REASONS for refusal in refusals)
+        return _conclude(state, "restart" if is_full else "refused", ())
     return _conclude(state, "applied" if state.outcome.applied else "unchanged", ())
 
 
@@ -336,7 +350,7 @@ def _conclude(
         settle=outcome.settle_ms,
         compile=outcome.compile_ms,
         select=outcome.select_ms if reached else None,
-        judge=0.0 if reached else None,
+        judge=outcome.judge_ms if reached else None,
         link=outcome.link_ms if reached else None,
         send=outcome.send_ms if is_applied else None,
         apply=outcome.apply_ms if is_applied else None,
@@ -384,34 +398,104 @@ def _undo_asked(state: State, event: UndoAsked) -> Result:
     if state.phase != "idle":
         busy = Reply(request=event.request, result={}, error="an edit is being applied; try again when it is done")
         return state, (busy,)
-    targets = {
-        number: undo_target(session, event.count) for number, session in state.sessions.items() if session.history
-    }
-    if not targets:
+    if not state.in_force:
         nothing = Reply(request=event.request, result={}, error="no patch is in force, so there is nothing to undo")
         return state, (nothing,)
-    sessions = [state.sessions[number] for number in targets]
-    if any(session.redirect == "jump_table" and session.hello.kind == "image" for session in sessions):
+    left = state.in_force[: -event.count]
+    target = left[-1].edit if left else 0
+    newer = {number: session for number, session in state.sessions.items() if is_newer(session, target)}
+    if not all(_takes_back(session) for session in newer.values()):
         error = "a program that is patched by its own subsecond crate cannot take patches back; revert the edit instead"
         return state, (Reply(request=event.request, result={}, error=error),)
-    state = replace(
-        state,
-        phase="undoing",
-        undo=(event.request, targets),
-        awaited=dict.fromkeys(targets),
-        outcome=Outcome(edit=0),
+    undo = Undo(
+        request=event.request,
+        edits=tuple(edit.edit for edit in reversed(state.in_force[len(left) :])),
+        target=target,
+        clients={number: undo_target(session, target) for number, session in newer.items()},
     )
-    return state, tuple(SendUndo(client=number, to=to) for number, to in targets.items())
+    state = replace(state, undo=undo)
+    if not newer:
+        return _end_undo(replace(state, outcome=Outcome(edit=0)))
+    return _take_back(state, frozenset(newer))
+
+
+def _takes_back(session: Session) -> bool:
+    return session.redirect == "detours" or session.hello.kind != "image"
+
+
+def _has_undone(session: Session, target: int) -> bool:
+    return is_newer(session, target) and _takes_back(session)
+
+
+def _take_back(state: State, clients: frozenset[int]) -> Result:
+    """Have clients take back what is newer than the code that is to run."""
+    target = _goal(state)
+    undoing = replace(state, phase="undoing", awaited=dict.fromkeys(sorted(clients)), outcome=Outcome(edit=0))
+    return undoing, tuple(
+        SendUndo(client=client, to=undo_target(state.sessions[client], target)) for client in sorted(clients)
+    )
+
+
+def _goal(state: State) -> int:
+    return state.undo.target if state.undo else state.target
 
 
 def _undone(state: State, session: Session, event: Answered) -> Result:
+    outcome = state.outcome
     if isinstance(event.answer, Refused):
         refusal = Refusal(symbol=None, reason=event.answer.reason, detail=event.answer.detail)
-        outcome = replace(state.outcome, refusals=_union(state.outcome.refusals, (refusal,)))
+        outcome = replace(outcome, refusals=_union(outcome.refusals, (refusal,)))
         return _done_with(replace(state, outcome=outcome), event.client)
-    undone = after_undo(session, state.undo[1][event.client])
-    sessions = {**state.sessions, event.client: undone}
-    return _done_with(replace(state, sessions=sessions), event.client)
+    target = _goal(state)
+    undone = after_undo(session, undo_target(session, target))
+    state = replace(
+        state,
+        sessions={**state.sessions, event.client: undone},
+        late=state.late if target in undone.edits else state.late | {event.client},
+        outcome=replace(outcome, applied=outcome.applied + 1),
+    )
+    return _done_with(state, event.client)
+
+
+def _end_undo(state: State) -> Result:
+    """All clients have answered; unless all refused, what was taken back counts as never made."""
+    undo, outcome = state.undo, state.outcome
+    if undo is None:
+        return state, ()
+    state = replace(state, undo=None)
+    refused = "; ".join(refusal.detail for refusal in outcome.refusals)
+    result = {
+        "edits": undo.edits,
+        "edit": undo.target,
+        "clients": {str(number): to for number, to in undo.clients.items()},
+    }
+    reply = Reply(request=undo.request, result=result, error=refused)
+    if not outcome.applied and any(refusal != CLIENT_LOST for refusal in outcome.refusals):
+        return state, (reply,)
+    left = state.in_force[: -len(undo.edits)]
+    # Those to which the undone edits brought nothing, though the one gone back to may.
+    unchanged = frozenset(
+        number
+        for number, session in state.sessions.items()
+        if undo.target not in session.edits
+        and not set(undo.edits).isdisjoint(session.edits)
+        and not is_newer(session, undo.target)
+    )
+    state = replace(
+        state,
+        target=undo.target,
+        previous=undo.target,
+        late=state.late | unchanged,
+        in_force=left,
+        sent=left[-1] if left else None,
+    )
+    return state, (Emit(event=EditsUndone(edits=undo.edits, edit=undo.target)), reply)
+
+
+def _with_edit(in_force: tuple[SentEdit, ...], edit: int, functions: tuple[str, ...]) -> tuple[SentEdit, ...]:
+    """The edits in force once a program applied one; each counts once."""
+    newest = in_force[-1].edit if in_force else 0
+    return in_force if edit <= newest else (*in_force, SentEdit(edit=edit, before=newest, functions=functions))
 
 
 def _union(first: tuple[T, ...], second: tuple[T, ...]) -> tuple[T, ...]:

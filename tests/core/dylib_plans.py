@@ -3,10 +3,12 @@
 `python -m tests.core.dylib_plans` writes what is planned now; whoever runs it reads the difference.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from hotpatchd.core.dylibplan import DylibPlan, plan_dylib_link
-from hotpatchd.core.linkline import LinkLine, decode_response_file, expand_response_files, parse_link_line
+from hotpatchd.core.linkline import LinkLine, parse_link_line
+from tests.core.linker_words import split_windows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "linklines"
 
@@ -46,7 +48,7 @@ def captured(name: str) -> LinkLine:
     response = FIXTURES / f"{name}.rsp"
     if not response.exists():
         return line
-    return expand_response_files(line, {line.argv[1][1:]: decode_response_file(response.read_bytes())})
+    return replace(line, argv=(line.driver, *split_windows(response.read_text("utf-16"))))
 
 
 def planned(name: str) -> DylibPlan:

@@ -1,6 +1,12 @@
 """Which functions differ from what runs, and which statics keep their value."""
 
-from hotpatchd.core.compare import Differences, find_differences, find_kept_initialisers, find_new_collected
+from hotpatchd.core.compare import (
+    Differences,
+    find_differences,
+    find_kept_initialisers,
+    find_new_collected,
+    find_retyped,
+)
 from hotpatchd.core.unit import HostSymbol
 from tests.core.fakes import FakeHost, FakeUnit, Section, fingerprint
 
@@ -85,3 +91,11 @@ def test_what_was_a_function_or_is_new_has_no_earlier_initialiser() -> None:
     assert find_kept_initialisers(function, _static("2"), STATIC_IN_HOST) == ()
     assert find_kept_initialisers(_static("2"), function, STATIC_IN_HOST) == ()
     assert find_kept_initialisers(FakeUnit("cgu"), _static("2"), STATIC_IN_HOST) == ()
+
+
+def test_a_static_of_another_type_is_told() -> None:
+    """Its path is that of one that is gone; the hash in its name is another."""
+    before, now = (f"_ZN4prog5COUNT17h{hash_}E" for hash_ in ("0" * 16, "1" * 16))
+    other = f"_ZN4prog5TOTAL17h{'2' * 16}E"
+    assert find_retyped([now, other], [before]) == (now,)
+    assert find_retyped([now], []) == ()

@@ -24,17 +24,13 @@ from hotpatchd.core.linkedit import Dropped
 from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
-    decode_response_file,
     is_msvc,
     link_inputs,
-    linker_choice,
-    linker_flags,
-    parse_response_file,
     program_words,
     quote_windows,
-    split_windows,
 )
 from tests.core.dylib_plans import FIXTURES, OBJECTS, OUTPUT, TARGETS, captured, planned, shown
+from tests.core.linker_words import linker_choice, linker_flags, parse_response_file, split_windows
 
 LINUX = "x86_64-unknown-linux-gnu"
 MACOS = "aarch64-apple-darwin"
@@ -70,7 +66,7 @@ def _plan(
 
 
 def _response(plan: DylibPlan) -> tuple[str, ...]:
-    text = decode_response_file(plan.response_bytes)
+    text = plan.response_bytes.decode(plan.response_encoding)
     return split_windows(text) if plan.response_encoding == "utf-16" else parse_response_file(text)
 
 

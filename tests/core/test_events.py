@@ -12,6 +12,7 @@ from hotpatchd.core.events import (
     ClientLost,
     DaemonReady,
     EditSettled,
+    EditsUndone,
     EditVerdict,
     Event,
     Functions,
@@ -53,6 +54,10 @@ from hotpatchd.core.events import (
         (
             PatchSent(edit=1, client=2, kind="image", bytes=3),
             '{"event": "patch.sent", "ts": 1.5, "edit": 1, "client": 2, "kind": "image", "bytes": 3}',
+        ),
+        (
+            EditsUndone(edits=(3, 2), edit=1),
+            '{"event": "edits.undone", "ts": 1.5, "edits": [3, 2], "edit": 1}',
         ),
     ],
     ids=lambda value: value.event if not isinstance(value, str) else "",

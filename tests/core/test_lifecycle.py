@@ -5,7 +5,9 @@ from dataclasses import replace
 import pytest
 
 from hotpatchd.core import messages
+from hotpatchd.core.crash import Crash, CrashFrame
 from hotpatchd.core.events import BuildReason
+from hotpatchd.core.lifecycle import PANICKED
 from hotpatchd.core.messages import BackgroundDue, FullyBuilt, RestartAsked
 from hotpatchd.core.state import Policy, State
 from tests.core.transcripts import (
@@ -18,10 +20,10 @@ from tests.core.transcripts import (
     play,
     rebuilt,
     settled,
+    undo,
 )
 
 ABORTED, FAULTED = -6, -11
-NOTHING_SENT = "no edit was sent to the program since it started, so there is none to leave out"
 
 
 def asked(request: int | None = 1, *, without_last: bool = False) -> RestartAsked:
@@ -39,9 +41,9 @@ def started(pid: int) -> messages.ProgramStarted:
     return messages.ProgramStarted(pid=pid)
 
 
-def ended(pid: int, status: int) -> messages.ProgramEnded:
+def ended(pid: int, status: int, crash: Crash | None = None) -> messages.ProgramEnded:
     """The program ended by itself."""
-    return messages.ProgramEnded(pid=pid, status=status)
+    return messages.ProgramEnded(pid=pid, status=status, crash=crash)
 
 
 def running(policy: Policy) -> State:
@@ -63,6 +65,31 @@ BACKGROUND = running(Policy(background=True))
 RESTARTING = play((asked(), "building for restart; build for restart"), start=PLAIN)
 
 
+def test_a_crash_is_told_with_the_edit_whose_code_failed() -> None:
+    """It need not be the last one that was sent."""
+    frame = CrashFrame(function="app::old", file="src/main.rs", line=3, edit=1)
+    crash = Crash(signal="SIGSEGV", ended_by="SIGSEGV", stack_overflow=False, thread="main", frames=(frame,))
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (applied(1), "applied 2"),
+        (ended(7, -11, crash), "program 7 ended by SIGSEGV, after edit 1: app::old; end 139"),
+        start=PLAIN,
+    )
+
+
+def test_a_crash_of_a_program_that_others_started_is_told() -> None:
+    """The daemon goes on, and so does its own program; any other end of such a program says nothing."""
+    crash = Crash(signal="SIGILL", ended_by="SIGILL", stack_overflow=False, thread="main", frames=())
+    play(
+        (ended(99, -4, crash), "program 99 ended by SIGILL, after edit 1: f1"),
+        (ended(98, -4), ""),
+        (ended(7, 0), "program 7 ended by 0, after edit 1: f1; end 0"),
+        start=PLAIN,
+    )
+
+
 def test_the_first_build_is_adopted() -> None:
     """Edits can be told once its objects are there."""
     play((built("start"), "built for start; adopt"), (joined(1), "connected 1"), (READY, ""))
@@ -74,7 +101,7 @@ def test_a_restart_replaces_the_program_once_it_is_built() -> None:
         (built(), "built for restart; lost 1; adopt"),
         (started(8), "program 8 runs"),
         (joined(2), "connected 2"),
-        (READY, "reply 1; prepare 2 edit 1"),
+        (READY, "reply 1"),
         start=RESTARTING,
     )
     assert (state.target, state.sent, state.dirty) == (0, None, frozenset())
@@ -132,11 +159,28 @@ def test_without_the_last_edit_nothing_is_built() -> None:
     play(
         (asked(without_last=True), "lost 1; start again; reply 1"),
         (started(8), "program 8 runs"),
-        (joined(2), "connected 2; prepare 2 edit 1"),
+        (joined(2), "connected 2"),
         (
             asked(2, without_last=True),
             "reply 2 no edit was sent to the program since it started, so there is none to leave out",
         ),
+        start=PLAIN,
+    )
+
+
+def test_an_edit_that_a_new_process_was_started_without_is_not_undone_again() -> None:
+    """The edit before it is the next one to be taken back."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (applied(1), "applied 2"),
+        (asked(without_last=True), "lost 1; start again; reply 1"),
+        (joined(2), "connected 2; prepare 2 edit 1"),
+        (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+        (applied(2), ""),
+        (undo(request=2), "take 2 back to None"),
+        (applied(2), "undone 1, back to 0; reply 2"),
         start=PLAIN,
     )
 
@@ -162,6 +206,8 @@ def test_the_client_of_a_process_without_the_last_edit_gets_the_objects_before_i
         (STAYS, 3, "program 7 ended by 3, after edit 1: f1; end 3"),
         (STAYS, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; offer restart without the last"),
         (AUTO, 0, "program 7 ended by 0, after edit 1: f1; end 0"),
+        (PLAIN, PANICKED, "program 7 ended by 101, after edit 1: f1; end 101"),
+        (AUTO, PANICKED, "program 7 ended by 101, after edit 1: f1; lost 1; start again"),
         (AUTO, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; lost 1; start again"),
         (replace(AUTO, sent=None), FAULTED, "program 7 ended by SIGSEGV; offer restart"),
     ],

@@ -1,7 +1,6 @@
 """Linker commands, as rustc and the standard library print them."""
 
 import contextlib
-import os
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -15,18 +14,13 @@ from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
     archives,
-    decode_response_file,
-    expand_response_files,
     link_inputs,
-    linker_choice,
-    linker_flags,
     linker_flavour,
     parse_link_line,
-    parse_response_file,
     program_words,
     quote_windows,
-    split_windows,
 )
+from tests.core.linker_words import parse_response_file, split_windows
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "linklines"
 PRINTED = sorted(FIXTURES.glob("*.txt"))
@@ -73,18 +67,6 @@ def test_the_command_that_linked_a_bin() -> None:
         f"-L {deps}/rustcBtM0ie/raw-dylibs",
     ]
     assert f"-o {deps}/app_bin-d8c9347539003610" in _of_kind(line, InputKind.FLAG)
-
-
-def test_the_linker_that_the_driver_runs() -> None:
-    """The words that choose lld come out together."""
-    choice = linker_choice(_line("dev-bin"))
-    assert [word.rpartition("/")[2] for word in choice] == ["gcc-ld", "-fuse-ld=lld"]
-
-
-def test_flags_for_the_linker_are_split_at_commas() -> None:
-    """`-Wl,` and `-Xlinker` are read alike."""
-    line = LinkLine(env=(), argv=("cc", "-Wl,-z,relro,-z,now", "-pie", "-Xlinker", "--build-id", "-Wl,-O1"))
-    assert linker_flags(line) == ("-z", "relro", "-z", "now", "--build-id", "-O1")
 
 
 def test_the_version_script_of_a_shared_library_is_temporary() -> None:
@@ -258,20 +240,6 @@ def test_response_files_follow_gnu_rules(text: str, words: tuple[str, ...]) -> N
     assert parse_response_file(text) == words
 
 
-def test_response_files_are_put_in_their_place() -> None:
-    """Also where one names another."""
-    line = LinkLine(env=(), argv=("cc", "a.o", "@one", "z.o"))
-    expanded = expand_response_files(line, {"one": "b.o @two", "two": "c.o"})
-    assert expanded.argv == ("cc", "a.o", "b.o", "c.o", "z.o")
-
-
-@pytest.mark.parametrize(("texts", "trouble"), [({}, "is gone"), ({"one": "@one"}, "names itself")])
-def test_a_response_file_that_cannot_be_expanded_is_named(texts: dict[str, str], trouble: str) -> None:
-    """A missing file and one that contains itself are errors."""
-    with pytest.raises(ArgvError, match=f"`one`.*{trouble}"):
-        expand_response_files(LinkLine(env=(), argv=("cc", "@one")), texts)
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -295,27 +263,3 @@ def test_windows_response_files_follow_windows_rules(text: str, words: tuple[str
 def test_windows_words_come_through_quoting(words: list[str]) -> None:
     """Whatever quotes, blanks and backslashes are in them."""
     assert split_windows(" ".join(map(quote_windows, words))) == tuple(words)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
-def test_response_files_are_decoded(encoding: str) -> None:
-    """UTF-8, or UTF-16 in either byte order, as a mark at the beginning says."""
-    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
-    assert decode_response_file(mark + "é 日 🐊".encode(encoding)) == "é 日 🐊"
-
-
-def test_a_response_file_with_half_a_character_is_an_error() -> None:
-    """It says what is wrong with the file."""
-    with pytest.raises(ArgvError, match="not whole UTF-16"):
-        decode_response_file(b"\xff\xfea")
-
-
-def test_bytes_of_a_response_file_that_are_no_text_come_through() -> None:
-    """Paths may hold any byte on Unix."""
-    assert os.fsencode(decode_response_file(b"/x/\xff")) == b"/x/\xff"
-
-
-def test_a_response_file_of_the_msvc_linker_is_split_by_its_rules() -> None:
-    """Backslashes in paths stay."""
-    line = LinkLine(env=(), argv=("link.exe", "@x"))
-    assert expand_response_files(line, {"x": '/OUT:C:\\a "C:\\b c.obj"'}).argv[1:] == ("/OUT:C:\\a", "C:\\b c.obj")

@@ -15,10 +15,7 @@ from hotpatchd.core.linkline import (
     InputKind,
     LinkLine,
     link_inputs,
-    linker_choice,
-    linker_flags,
     parse_link_line,
-    parse_response_file,
 )
 from hotpatchd.core.linkplan import (
     DROPPED,
@@ -29,6 +26,7 @@ from hotpatchd.core.linkplan import (
     plan_image_link,
     plan_version_query,
 )
+from tests.core.linker_words import linker_choice, linker_flags, parse_response_file
 
 LINES = Path(__file__).parents[2] / "fixtures" / "linklines"
 PRINTED = sorted(path for kind in ("dev", "dylib", "release") for path in LINES.glob(f"{kind}-*.txt"))

@@ -187,10 +187,7 @@ def graphs(draw: st.DrawFn) -> Graph:
 
 @given(graphs(), st.data())
 def test_finished_programs_are_those_of_the_newest_sources(graph: Graph, data: st.DataObject) -> None:
-    """However crates end, and wherever builds are cancelled: what counts as finished is what compiling all would give,
-
-    no crate is compiled before what it depends on, and a build that nothing disturbs finishes everything.
-    """
+    """However crates end and builds are cancelled, what counts as finished is what compiling everything would give."""
     roots = [crate for crate in graph if not any(crate in used for used in graph.values())]
     model = Model(graph, dict.fromkeys(graph, (0, 0)))
     schedule = new_schedule(graph, roots)

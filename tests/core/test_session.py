@@ -5,7 +5,15 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotpatchd.core.session import LiveSymbols, after_applied, after_undo, earlier_copies, undo_target
+from hotpatchd.core.session import (
+    LiveSymbols,
+    after_applied,
+    after_nothing,
+    after_undo,
+    earlier_copies,
+    is_newer,
+    undo_target,
+)
 from hotpatchd.core.unit import Fingerprint, HostSymbol
 from tests.core.fakes import FakeHost, content, fingerprint, session
 
@@ -41,12 +49,13 @@ def test_the_session_knows_what_the_program_runs(happenings: list[frozenset[str]
     known, program = session(1), Program()
     for number, happening in enumerate(happenings):
         if isinstance(happening, int):
-            known = after_undo(known, undo_target(known, happening))
+            left = known.history[: max(len(known.history) - happening, 0)]
+            known = after_undo(known, undo_target(known, left[-1].edit if left else 0))
             del program.jumps[max(len(program.jumps) - happening, 0) :]
         else:
             functions = {name: fingerprint(f"{name}{number}") for name in happening}
             added = program.apply(functions)
-            known = after_applied(known, content(f"p{number}", functions, added), number)
+            known = after_applied(known, content(f"p{number}", functions, added, edit=number + 1), number)
         assert known.running == program.runs()
         assert len(known.history) == len(program.jumps)
 
@@ -55,11 +64,12 @@ def test_the_session_knows_what_the_program_runs(happenings: list[frozenset[str]
 def test_undo_is_the_opposite_of_apply(earlier: list[frozenset[str]], last: frozenset[str]) -> None:
     """For functions of the binary, what runs is what ran before."""
     before = session(1)
-    for number, names in enumerate(earlier):
-        before = after_applied(before, content(f"p{number}", {n: fingerprint(f"{n}{number}") for n in names}), 0)
-    after = after_applied(before, content("last", {name: fingerprint("last") for name in last}), 0)
-    undone = after_undo(after, undo_target(after, 1))
-    assert (undone.running, undone.history) == (before.running, before.history)
+    for number, names in enumerate(earlier, 1):
+        functions = {name: fingerprint(f"{name}{number}") for name in names}
+        before = after_applied(before, content(f"p{number}", functions, edit=number), 0)
+    after = after_applied(before, content("last", {name: fingerprint("last") for name in last}, edit=9), 0)
+    undone = after_undo(after, undo_target(after, len(earlier)))
+    assert (undone.running, undone.history, undone.edits) == (before.running, before.history, before.edits)
 
 
 def test_a_patch_leaves_its_symbols_and_its_place_taken() -> None:
@@ -75,12 +85,28 @@ def test_a_patch_leaves_its_symbols_and_its_place_taken() -> None:
 
 
 def test_the_target_of_an_undo() -> None:
-    """The newest patch that is left; more than there are is all of them."""
+    """The newest patch that brought nothing newer than the edit; none where each did."""
     known = session(1)
-    for name in ("p1", "p2", "p3"):
-        known = after_applied(known, content(name), 0)
-    assert [undo_target(known, count) for count in (1, 2, 3, 4)] == ["p2", "p1", None, None]
-    assert undo_target(session(1), 1) is None
+    for edit in (1, 2, 4):
+        known = after_applied(known, content(f"p{edit}", edit=edit), 0)
+    assert [undo_target(known, edit) for edit in (5, 4, 3, 2, 1, 0)] == ["p4", "p4", "p2", "p2", "p1", None]
+    assert undo_target(session(1), 0) is None
+
+
+def test_an_edit_that_brought_nothing_is_no_reason_to_take_a_patch_back() -> None:
+    """The patch before it stays, whichever of the two edits is gone back to."""
+    known = after_nothing(after_applied(session(1), content("p1", edit=1), 0), 2)
+    known = after_applied(known, content("p3", edit=3), 0)
+    assert [undo_target(known, edit) for edit in (2, 1, 0)] == ["p1", "p1", None]
+    assert after_undo(known, "p1").edits == (1, 2)
+
+
+def test_a_patch_of_several_edits_is_newer_than_each_of_them() -> None:
+    """It is taken back as a whole; a program without patches has nothing to take back."""
+    known = after_applied(session(1), content("p3", edit=3), 0)
+    assert [is_newer(known, edit) for edit in (3, 2, 0)] == [False, True, True]
+    assert undo_target(known, 2) is None
+    assert not is_newer(after_nothing(session(1), 3), 2)
 
 
 def test_what_patches_added_counts_among_the_programs_symbols() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from hotpatchd.core.client import OnStack
 from hotpatchd.core.events import (
+    EditsUndone,
     Functions,
     Note,
     Refusal,
@@ -13,13 +14,16 @@ from hotpatchd.core.events import (
 )
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.messages import (
+    Emit,
+    Joined,
     Left,
+    Prepare,
     Prepared,
     Rebuilt,
     Reply,
     Settled,
 )
-from hotpatchd.core.state import Restart, State
+from hotpatchd.core.state import Restart, SentEdit, State
 from hotpatchd.core.step import PATIENCE_S, step
 from tests.core.fakes import content, fingerprint
 from tests.core.transcripts import (
@@ -189,6 +193,17 @@ def test_an_edit_that_makes_no_difference_to_the_build_is_unchanged() -> None:
     assert verdict.notes == (Note(symbol="Cargo.toml", note="no_difference", detail="manifest: only the description"),)
 
 
+def test_a_restart_is_due_until_the_file_is_as_it_was_built() -> None:
+    """Whatever else is edited meanwhile."""
+    state = play((settled("Cargo.toml"), "edit 1: Cargo.toml; restart 1 full_build"), start=ONE_CLIENT)
+    state = play((settled("lib.rs"), "edit 2: lib.rs; rebuild lib"), start=state)
+    assert state.due == {"Cargo.toml": "manifest"}
+    restored = replace(settled("Cargo.toml"), harmless={"Cargo.toml": "as it was"})
+    done = "not compiled lib; failed 2; edit 3: Cargo.toml; unchanged 3"
+    state = play((restored, ""), (rebuilt("lib", failed=("lib",)), done), start=state)
+    assert state.due == {}
+
+
 def test_the_newest_text_of_a_manifest_decides_whether_it_makes_a_difference() -> None:
     """An edit of several batches has a file's last state."""
     harmless = replace(settled("Cargo.toml"), harmless={"Cargo.toml": "only the description"})
@@ -265,12 +280,13 @@ def test_a_client_that_joins_during_the_build_takes_part() -> None:
 
 
 def test_a_client_that_joins_during_a_build_that_fails_is_looked_at() -> None:
-    """It may lack an earlier edit."""
+    """It lacks an earlier edit."""
     play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
         (joined(2), "connected 2"),
-        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 1; prepare 2 edit 1"),
+        (rebuilt("lib", failed=("lib",)), "not compiled lib; failed 2; prepare 2 edit 1"),
         (no_patch(2), ""),
-        start=BUILDING,
+        start=APPLIED,
     )
 
 
@@ -328,6 +344,15 @@ def test_the_same_refusal_by_two_clients_is_shown_once() -> None:
     play(
         (no_patch(1, "static_changed"), ""),
         (no_patch(2, "static_changed"), "refused 1 static_changed"),
+        start=PREPARING_TWO,
+    )
+
+
+def test_what_only_a_new_process_has_room_for_takes_a_restart() -> None:
+    """Where one program's room is used up, so says the verdict, whatever is the matter with others."""
+    play(
+        (no_patch(1, "region_full"), ""),
+        (no_patch(2, "static_changed"), "restart 1 region_full static_changed"),
         start=PREPARING_TWO,
     )
 
@@ -390,7 +415,7 @@ def test_stages_that_an_edit_did_not_reach_have_no_time() -> None:
 
 def test_undo_takes_the_newest_patch_back() -> None:
     """The asker is answered when the client has done it, and the client's code is what it was."""
-    state = play((undo(), "take 1 back to None"), (applied(1), "reply 1"), start=APPLIED)
+    state = play((undo(), "take 1 back to None"), (applied(1), "undone 1, back to 0; reply 1"), start=APPLIED)
     assert state.phase == "idle"
     assert (state.sessions[1].running, state.sessions[1].history) == ({}, ())
 
@@ -420,7 +445,10 @@ def test_undo_reaches_every_client() -> None:
     """The asker is answered once, after the last, and told where each client is now."""
     state = play((undo(), "take 1 back to None; take 2 back to None"), (applied(2), ""), start=TWO_PATCHED)
     _, commands = step(state, applied(1))
-    assert commands == (Reply(request=1, result={"clients": {"1": None, "2": None}}),)
+    assert commands == (
+        Emit(event=EditsUndone(edits=(1,), edit=0)),
+        Reply(request=1, result={"edits": (1,), "edit": 0, "clients": {"1": None, "2": None}}),
+    )
 
 
 def test_undo_leaves_clients_without_patches_alone() -> None:
@@ -448,7 +476,7 @@ def test_a_refused_undo_is_an_error_and_changes_nothing() -> None:
     state = play(
         (undo(), "take 1 back to None; take 2 back to None"),
         (refused(2), ""),
-        (applied(1), "reply 1 park it is"),
+        (applied(1), "undone 1, back to 0; reply 1 park it is"),
         start=TWO_PATCHED,
     )
     assert (state.sessions[1].history, len(state.sessions[2].history)) == ((), 1)
@@ -461,7 +489,7 @@ def test_an_undo_does_not_repeat_the_refusals_of_an_edit() -> None:
         (no_patch(2, "static_changed"), ""),
         (applied(1), "refused 1 static_changed"),
         (undo(), "take 1 back to None"),
-        (applied(1), "reply 1"),
+        (applied(1), "undone 1, back to 0; reply 1"),
         start=PREPARING_TWO,
     )
 
@@ -470,7 +498,10 @@ def test_a_client_lost_during_an_undo_does_not_hold_it_up() -> None:
     """The asker learns of it."""
     play(
         (undo(), "take 1 back to None"),
-        (Left(client=1), "lost 1; reply 1 the program ended or its connection broke before it answered"),
+        (
+            Left(client=1),
+            "lost 1; undone 1, back to 0; reply 1 the program ended or its connection broke before it answered",
+        ),
         start=APPLIED,
     )
 
@@ -487,12 +518,169 @@ def test_undo_without_patches_is_an_error() -> None:
     play((undo(), "reply 1 no patch is in force, so there is nothing to undo"), start=ONE_CLIENT)
 
 
+TWO_EDITS = play(
+    (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+    (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+    (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+    (applied(1), "applied 2"),
+    start=APPLIED,
+)
+LATE_AFTER_TWO_EDITS = play(
+    (joined(2), "connected 2; prepare 2 edit 2"),
+    (patch(2, "q2", edit=2), "send q2 to 2; sent edit 2 to 2"),
+    (applied(2), ""),
+    start=TWO_EDITS,
+)
+
+
+def test_a_client_that_joins_after_an_undo_gets_what_the_others_run() -> None:
+    """The objects are those of the edit gone back to, not the newest."""
+    state = play((undo(), "take 1 back to p1"), (applied(1), "undone 2, back to 1; reply 1"), start=TWO_EDITS)
+    _, (_, prepare) = step(state, joined(2))
+    assert isinstance(prepare, Prepare)
+    assert (prepare.edit, prepare.objects, prepare.before) == (1, 1, 1)
+
+
+def test_a_client_that_joins_after_everything_was_undone_is_left_alone() -> None:
+    """Its own code is what the others run."""
+    play(
+        (undo(9), "take 1 back to None"),
+        (applied(1), "undone 2 1, back to 0; reply 1"),
+        (joined(2), "connected 2"),
+        start=TWO_EDITS,
+    )
+
+
+def test_a_client_that_has_both_edits_in_one_patch_gets_the_first_of_them_again() -> None:
+    """It takes back the patch of both, and is brought to the edit that the others went back to."""
+    state = play(
+        (undo(), "take 1 back to p1; take 2 back to None"),
+        (applied(1), ""),
+        (applied(2), "undone 2, back to 1; reply 1; prepare 2 edit 1"),
+        (patch(2, "q1"), "send q1 to 2; sent edit 1 to 2"),
+        (applied(2), ""),
+        start=LATE_AFTER_TWO_EDITS,
+    )
+    assert {session.edits for session in state.sessions.values()} == {(1,)}
+
+
+def test_a_client_that_returns_after_an_undo_takes_back_what_it_missed() -> None:
+    """Its connection was broken when the others did."""
+    away = LATE_AFTER_TWO_EDITS.sessions[1]
+    play(
+        (Left(client=1), "lost 1"),
+        (undo(), "take 2 back to None"),
+        (applied(2), "undone 2, back to 1; reply 1; prepare 2 edit 1"),
+        (no_patch(2), ""),
+        (Joined(session=replace(away, client=3)), "connected 3; take 3 back to p1"),
+        (applied(3), ""),
+        start=LATE_AFTER_TWO_EDITS,
+    )
+
+
+def test_a_client_that_returns_and_takes_nothing_back_is_not_asked_for_ever() -> None:
+    """It has its say once."""
+    away = TWO_EDITS.sessions[1]
+    play(
+        (Left(client=1), "lost 1"),
+        (undo(), "undone 2, back to 1; reply 1"),
+        (Joined(session=replace(away, client=3)), "connected 3; take 3 back to p1"),
+        (refused(3), ""),
+        start=TWO_EDITS,
+    )
+
+
+def test_an_undo_without_clients_holds_for_those_to_come() -> None:
+    """A program that an edit made unable to run is started again without it."""
+    play(
+        (Left(client=1), "lost 1"),
+        (undo(), "undone 2, back to 1; reply 1"),
+        (joined(2), "connected 2; prepare 2 edit 1"),
+        start=TWO_EDITS,
+    )
+
+
+def test_an_undo_that_every_client_refuses_can_be_asked_for_again() -> None:
+    """The same edit is the one to be taken back."""
+    play(
+        (undo(), "take 1 back to p1"),
+        (refused(1), "reply 1 park it is"),
+        (undo(request=2), "take 1 back to p1"),
+        start=TWO_EDITS,
+    )
+
+
+def test_an_edit_after_an_undo_reaches_those_that_come_later() -> None:
+    """The objects of the newest source are what is to run again."""
+    play(
+        (undo(), "take 1 back to p1"),
+        (applied(1), "undone 2, back to 1; reply 1"),
+        (settled("lib.rs"), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 3"),
+        (patch(1, "p3", edit=3), "send p3 to 1; sent edit 3 to 1"),
+        (applied(1), "applied 3"),
+        (joined(2), "connected 2; prepare 2 edit 3"),
+        start=TWO_EDITS,
+    )
+
+
+def test_an_edit_that_brings_a_client_nothing_is_undone_without_it() -> None:
+    """Of two programs, one has no code of the crate that was edited."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2; prepare 2 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (no_patch(2), ""),
+        (applied(1), "applied 2"),
+        (undo(), "take 1 back to p1"),
+        (applied(1), "undone 2, back to 1; reply 1"),
+        (undo(), "take 1 back to None; take 2 back to None"),
+        start=TWO_PATCHED,
+    )
+
+
+def test_a_patch_after_an_edit_that_brought_nothing_is_the_only_one_taken_back() -> None:
+    """What the program ran before that patch was the code of both edits before it."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2; prepare 2 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (no_patch(2), ""),
+        (applied(1), "applied 2"),
+        (settled("lib.rs"), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 3; prepare 2 edit 3"),
+        (no_patch(1), ""),
+        (patch(2, "q3", edit=3), "send q3 to 2; sent edit 3 to 2"),
+        (applied(2), "applied 3"),
+        (undo(), "take 2 back to q1"),
+        (applied(2), "undone 3, back to 2; reply 1"),
+        start=TWO_PATCHED,
+    )
+
+
+def test_a_client_that_came_when_two_edits_cancelled_out_gets_the_first_after_an_undo() -> None:
+    """It has nothing to take back, and yet does not run what the others run."""
+    play(
+        (joined(2), "connected 2; prepare 2 edit 2"),
+        (no_patch(2), ""),
+        (undo(), "take 1 back to p1"),
+        (applied(1), "undone 2, back to 1; reply 1; prepare 2 edit 1"),
+        start=TWO_EDITS,
+    )
+
+
+def test_a_crash_after_an_undo_is_not_the_undone_edits() -> None:
+    """The newest edit that is left is what the program ran."""
+    state = play((undo(), "take 1 back to p1"), (applied(1), "undone 2, back to 1; reply 1"), start=TWO_EDITS)
+    assert state.sent == SentEdit(edit=1, before=0, functions=("f1",))
+
+
 def test_an_edit_during_an_undo_comes_after_it() -> None:
     """The undo is answered first."""
     play(
         (undo(), "take 1 back to None"),
         (settled("lib.rs"), ""),
-        (applied(1), "reply 1; edit 2: lib.rs; rebuild lib"),
+        (applied(1), "undone 1, back to 0; reply 1; edit 2: lib.rs; rebuild lib"),
         start=APPLIED,
     )
 

@@ -1,6 +1,6 @@
 """Promises of the daemon's decisions, whatever happens in whatever order."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from hotpatchd.core.events import (
     BuildStarted,
     ClientLost,
     EditSettled,
+    EditsUndone,
     EditVerdict,
     Event,
     PatchSent,
@@ -49,6 +50,7 @@ from hotpatchd.core.messages import (
     StepEvent,
     UndoAsked,
 )
+from hotpatchd.core.session import Session
 from hotpatchd.core.state import Policy, State
 from hotpatchd.core.step import PATIENCE_S, step
 from tests.core.fakes import content, fingerprint, session
@@ -86,6 +88,7 @@ class World(RuleBasedStateMachine):
         self.objects: dict[int, Versions] = {}
         self.host: Versions = {}
         self.processes: dict[int, Process] = {}
+        self.away: list[tuple[Process, Session]] = []
         self.program: int | None = None
         self.numbers = 0
         self.building: frozenset[str] | None = None
@@ -181,6 +184,7 @@ class World(RuleBasedStateMachine):
     def replace_program(self) -> None:
         """What ran ends, unheard; a new process starts."""
         self.processes.clear()
+        self.away.clear()
         self.preparing.clear()
         self.prepared.clear()
         self.unanswered.clear()
@@ -204,6 +208,10 @@ class World(RuleBasedStateMachine):
                     event.verdict.verdict in ("refused", "restart") or "tool" in self.facts
                 )
                 self.last_verdict = event.verdict.verdict
+            case EditsUndone():
+                assert event.edits
+                assert event.edit < min(event.edits)
+                self.held = True
             case PatchSent():
                 assert event.client in self.unanswered
             case ClientLost():
@@ -317,7 +325,7 @@ class World(RuleBasedStateMachine):
         self.now += 0.1
         self.feed(Settled(files=("Cargo.toml",), last_write=self.now, settle_ms=20.0))
 
-    @rule(data=st.data(), what=st.sampled_from(["crash", "manifest", "join", "leave", "undo", "restart"]))
+    @rule(data=st.data(), what=st.sampled_from(["crash", "manifest", "join", "leave", "return", "undo", "restart"]))
     def something_else_happens(self, data: st.DataObject, what: str) -> None:
         """What is rarer than saving, building and patching."""
         match what:
@@ -329,6 +337,8 @@ class World(RuleBasedStateMachine):
                 self.join()
             case "leave" if self.processes:
                 self.leave(data.draw(st.sampled_from(sorted(self.processes))))
+            case "return" if self.away and not self.starting:
+                self.come_back()
             case "undo":
                 self.undo(data.draw(st.integers(1, 3)))
             case "restart":
@@ -410,10 +420,9 @@ class World(RuleBasedStateMachine):
                 process.before.append(process.runs)
                 process.runs = asked
             else:
-                # Who takes patches back wants older code than the newest.
                 history = self.state.sessions[client].history
                 kept = 0 if asked == "all" else [patch.patch for patch in history].index(str(asked)) + 1
-                process.runs, process.excused = process.before[kept], True
+                process.runs = process.before[kept]
                 del process.before[kept:]
         self.feed(Answered(client=client, answer=reply, now=2.0, since_sent_ms=1.0))
 
@@ -429,11 +438,21 @@ class World(RuleBasedStateMachine):
 
     def leave(self, client: int) -> None:
         """A connection ends."""
-        del self.processes[client]
+        process = self.processes.pop(client)
         if client in self.state.awaited:
             self.facts.add("refusal")
+        # What it does with words that it still got, the daemon would not know.
+        if client not in self.unanswered:
+            self.away.append((process, self.state.sessions[client]))
         self.unanswered.pop(client, None)
         self.feed(Left(client=client))
+
+    def come_back(self) -> None:
+        """A program whose connection ended connects again, with the patches that it has."""
+        self.numbers += 1
+        process, known = self.away.pop()
+        self.processes[self.numbers] = process
+        self.feed(Joined(session=replace(known, client=self.numbers)))
 
     def undo(self, count: int) -> None:
         """Somebody asks for an undo."""
@@ -473,6 +492,8 @@ class World(RuleBasedStateMachine):
             assert state.pending == ()
             assert state.late == frozenset()
             assert state.wish is None
+            wanted = self.objects[state.target]
+            assert all(process.runs == wanted for process in self.processes.values() if not process.excused)
 
     def teardown(self) -> None:
         """Once everybody has done what they were told, the newest source runs, or a verdict says why not."""
@@ -484,7 +505,7 @@ class World(RuleBasedStateMachine):
         assert self.open_edits == []
         assert self.requests == set()
         if self.last_verdict in ("applied", "unchanged") and not self.held:
-            assert all(process.runs == self.source for process in self.processes.values() if not process.excused)
+            assert self.objects[self.state.target] == self.source
         if self.is_broken(self.source):
             assert self.last_verdict in ("failed", "restart")
 

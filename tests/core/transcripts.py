@@ -9,6 +9,7 @@ from hotpatchd.core.events import (
     ClientConnected,
     ClientLost,
     EditSettled,
+    EditsUndone,
     EditVerdict,
     Event,
     Functions,
@@ -130,6 +131,8 @@ def shown_event(event: Event) -> str:
             return f"lost {event.client}"
         case EditVerdict():
             return " ".join([event.verdict.verdict, str(event.edit), *(r.reason for r in event.verdict.refusals)])
+        case EditsUndone():
+            return f"undone {' '.join(map(str, event.edits))}, back to {event.edit}"
         case BuildStarted():
             return f"building for {event.reason}"
         case BuildFinished():
