@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -36,7 +37,7 @@ from hotpatchd.daemon.processes import caring
 from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
-from hotpatchd.daemon.supervisor import Daemon, Options, state_dir_of
+from hotpatchd.daemon.supervisor import Daemon, Options
 from hotpatchd.daemon.tracing import find_tracer, scope_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -119,7 +120,9 @@ _program_options = _stacked(
         help="Bring the program's file up to date while nothing happens (default: unless on battery).",
     ),
     click.option(
-        "--keys", is_flag=True, help="The terminal's keys are for hotpatchd (r: restart); the program reads nothing."
+        "--keys",
+        is_flag=True,
+        help="The terminal's keys are for hotpatchd (r: restart, u: undo); the program reads nothing.",
     ),
 )
 
@@ -242,7 +245,7 @@ def build(cpus: int | None, **given: Any) -> None:
     async def work() -> int:
         where: dict[str, Any] = {"cwd": Path.cwd(), "environ": os.environ}
         workspace = await load_workspace(selection, **where)
-        state_dir = state_dir_of(workspace)
+        state_dir = workspace.state_dir
 
         def tell(text: str) -> None:
             click.echo(f"note: {text}", err=True)
@@ -252,10 +255,8 @@ def build(cpus: int | None, **given: Any) -> None:
 
         most_jobs = user_jobs(os.cpu_count() or 1, **where)
         with caring(Limits(cpus, most_jobs=most_jobs)):
-            rustc, scope = (
-                Path(os.environ.get("RUSTC", "rustc")),
-                scope_of(workspace.source_dirs, workspace.output_dirs),
-            )
+            rustc = Path(os.environ.get("RUSTC", "rustc"))
+            scope = scope_of(workspace.source_dirs, workspace.output_dirs)
             tracer = await find_tracer(rustc, scope, state_dir / "captures", tell)
             fat = await build_in_turn(build_it, selection, workspace, state_dir, tell=tell, **where)
         for problem in fat.problems:
@@ -280,7 +281,7 @@ def exec_(program: tuple[str, ...], manifest_path: str | None, target_dir: str |
     client = asyncio.run(client_for(None, os.environ, terminal)) if protocol != "dioxus" else None
     with open(path, "rb") as file:
         is_elf = file.read(4) == b"\x7fELF"
-    state_dir = state_dir_of(workspace)
+    state_dir = workspace.state_dir
     environ = client_environ(os.environ, client, state_dir, Path(path) if is_elf else None)
     daemon = read_daemon(state_dir)
     if daemon and protocol != "native" and workspace.hot_call_crates:
@@ -299,7 +300,7 @@ def _daemon_command(function: _F) -> _F:
 
 
 def _state_dir(manifest_path: str | None, target_dir: str | None) -> Path:
-    return state_dir_of(_workspace(CargoSelection(manifest_path=manifest_path, target_dir=target_dir)))
+    return _workspace(CargoSelection(manifest_path=manifest_path, target_dir=target_dir)).state_dir
 
 
 def _call(manifest_path: str | None, target_dir: str | None, command: str, **arguments: object) -> Any:
@@ -330,6 +331,8 @@ def status(manifest_path: str | None, target_dir: str | None, as_json: bool) -> 
     for key in ("pid", "workspace", "program", "build_id", "phase", "clients", "edit"):
         click.echo(f"{key:>10}  {result[key]}")
     click.echo(f"{'crates':>10}  {', '.join(result['crates'])}")
+    for file, kind in result["restart_needed_for"].items():
+        click.echo(f"{'restart':>10}  needed for {file} ({kind})")
     if result["edits"]:
         click.echo(f"{'last edit':>10}  {describe_record(result['edits'][-1])}")
 
@@ -337,13 +340,51 @@ def status(manifest_path: str | None, target_dir: str | None, as_json: bool) -> 
 @cli.command()
 @_daemon_command
 def log(manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
-    """List the edits since the daemon started, and what became of them."""
-    edits = _call(manifest_path, target_dir, "status")["edits"]
+    """List the last edits, and what became of them."""
+    edits = _call(manifest_path, target_dir, "log")
     if as_json:
         _print_json(edits)
         return
     for edit in edits:
-        click.echo(f"{edit['edit']:>4}  {describe_record(edit)}")
+        click.echo(_edit_line(edit))
+
+
+def _edit_line(edit: dict[str, Any]) -> str:
+    when = time.strftime("%H:%M:%S", time.localtime(edit["ts"]))
+    files = ", ".join(os.path.relpath(file) for file in edit["files"])
+    size = f", patch of {edit['bytes']} bytes" if edit["bytes"] else ""
+    undone = ", undone" if edit["undone"] else ""
+    what = describe_record(edit) if edit["verdict"] else "in hand"
+    return f"{edit['edit']:>4}  {when}  {files}  {what}{size}{undone}"
+
+
+@cli.command()
+@_daemon_command
+@click.argument("edit", type=click.IntRange(min=1))
+def show(edit: int, manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
+    """Show EDIT: its diff, its patch's symbols, and the machine code of its functions before and after."""
+    result = _call(manifest_path, target_dir, "show", edit=edit)
+    if as_json:
+        _print_json(result)
+        return
+    click.echo(_edit_line(result))
+    for refusal in result["refusals"] or ():
+        click.echo(f"      {refusal['symbol'] or 'refused'}: {refusal['detail']} [{refusal['reason']}]")
+    for note in result["notes"] or ():
+        click.echo(f"      {note['symbol']}: {note['detail']} [{note['note']}]")
+    if result["diff"]:
+        click.echo(f"\n{result['diff']}", nl=False)
+    for patch in result["patches"]:
+        click.echo(f"\n{patch['file']}")
+        for symbol in patch["symbols"]:
+            role = "  replaces the program's" if symbol["replaces"] else ""
+            click.echo(f"  {symbol['addr']:#x} {symbol['size']:>6} {symbol['kind']:<8} {symbol['name']}{role}")
+    for code in result["code"]:
+        for title in ("before", "after"):
+            click.echo(f"\n{code['name']}, {title}:")
+            click.echo("\n".join(f"  {line}" for line in code[title]))
+    for what in result["missing"]:
+        click.echo(f"\nnot shown: {what}")
 
 
 @cli.command()
@@ -407,12 +448,13 @@ def events(manifest_path: str | None, target_dir: str | None, as_json: bool) -> 
 @_daemon_command
 @click.argument("count", type=click.IntRange(min=1), default=1)
 def undo(count: int, manifest_path: str | None, target_dir: str | None, as_json: bool) -> None:
-    """Take back the last COUNT patches: the code before them runs again."""
+    """Take back the last COUNT edits: the code before them runs again, until the next edit."""
     result = _call(manifest_path, target_dir, "undo", count=count)
     if as_json:
         _print_json(result)
     else:
-        click.echo(f"took back {count} patch{'es' if count > 1 else ''} in {len(result['clients'])} program(s)")
+        numbers = ", ".join(map(str, sorted(result["edits"])))
+        click.echo(f"took back edit {numbers} in {len(result['clients'])} program(s); the source still has it")
 
 
 @cli.command()
@@ -436,7 +478,7 @@ def restart(without_last_edit: bool, manifest_path: str | None, target_dir: str 
 def explain(crate: str, recipe: Recipe, kind: PatchKind, as_json: bool, **given: Any) -> None:
     """Show how CRATE was compiled, how it is compiled again, and how a patch is linked."""
     workspace = _workspace(_selection(given))
-    result = explain_crate(workspace, state_dir_of(workspace), crate, recipe, kind)
+    result = explain_crate(workspace, workspace.state_dir, crate, recipe, kind)
     if as_json:
         _print_json(result)
         return

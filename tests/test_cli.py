@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hotpatchd.cli import cli, main
 from hotpatchd.core.errors import BuildError
 
 COMMANDS = sorted(cli.commands)
+README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +93,10 @@ def test_the_program_tells_its_version() -> None:
     assert (ended.status, ended.stdout) == (0, f"hotpatchd, version {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["status", "clients", "log", "trigger", "undo", "events"])
+@pytest.mark.parametrize("command", ["status", "clients", "log", "trigger", "undo", "show 1", "events"])
 def test_commands_to_a_daemon_say_how_to_start_one(command: str, package: Path, run: Runner) -> None:
     """Without a daemon the message names `hotpatchd run`, as a usage error without a traceback."""
-    ended = run(command)
+    ended = run(*command.split())
     assert (ended.status, ended.stdout) == (2, "")
     assert "hotpatchd run" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -214,3 +216,21 @@ def test_what_cannot_be_patched_is_refused(arguments: tuple[str, ...], message: 
     assert ended.status == 2
     assert message in ended.stderr
     assert hint in ended.stderr
+
+
+def test_readme_has_all_commands() -> None:
+    """Each is in the table of commands, and nothing else is."""
+    table = README.partition("| command |")[2].partition("\n\n")[0]
+    first_columns = [row.split("|")[1] for row in table.splitlines()[2:]]
+    named = [name for column in first_columns for name in re.findall(r"`([a-z]+)", column)]
+    assert sorted(named) == COMMANDS
+
+
+def test_readme_has_no_options_that_are_not_there() -> None:
+    """Each option of the second table is one of the commands that are named beside it."""
+    table = README.partition("| option | of |")[2].partition("\n\n")[0]
+    for row in table.splitlines()[2:]:
+        _, option, commands, *_ = row.split("|")
+        for name in re.findall(r"`([a-z]+)`", commands):
+            options = [word for it in cli.commands[name].params for word in (*it.opts, *it.secondary_opts)]
+            assert re.findall(r"`(--[a-z-]+)", option)[0] in options

@@ -121,7 +121,28 @@ struct Relay {
 unsafe extern "C" fn relay_module(info: *mut dl_phdr_info, size: size_t, data: *mut c_void) -> c_int {
     let relay = &mut *data.cast::<Relay>();
     relay.last = *info;
-    (relay.callback)(info, size, relay.data)
+    let mut told = relay.last;
+    if is_executable(info) && is_executable_replaced() {
+        told.dlpi_name = EXECUTABLE.as_ptr().cast();
+    }
+    (relay.callback)(&mut told, size.min(size_of::<dl_phdr_info>()), relay.data)
+}
+
+/// The running file itself, also when its path has led to a newer build since, or nowhere.
+const EXECUTABLE: &[u8] = b"/proc/self/exe\0";
+
+unsafe fn is_executable(info: *const dl_phdr_info) -> bool {
+    let name = (*info).dlpi_name;
+    name.is_null() || *name == 0
+}
+
+/// Whether another file has taken the place of the executable. Symbolizers that look for it by its path would find nothing.
+/// Source: proc(5), on `/proc/pid/exe`.
+unsafe fn is_executable_replaced() -> bool {
+    const MARK: &[u8] = b" (deleted)";
+    let mut path = [0u8; libc::PATH_MAX as usize + MARK.len()];
+    let length = libc::readlink(EXECUTABLE.as_ptr().cast(), path.as_mut_ptr().cast(), path.len());
+    usize::try_from(length).is_ok_and(|length| path[..length].ends_with(MARK))
 }
 
 impl Slots {

@@ -329,7 +329,7 @@ def plan_dylib_link(
     """Plan the link of a patch library.
 
     Args:
-        line: the captured command, its response files put in their place (`expand_response_files`).
+        line: the captured command, without response files.
         target: the target triple that it links for.
         objects: paths, the stub last.
         output: path of the library.
@@ -349,7 +349,7 @@ def plan_dylib_link(
         raise ArgvError(f"`{line.driver}` does not look like a linker for `{target}`")
     for item in link_inputs(line):
         if item.kind is InputKind.FILE and item.words[0].startswith("@"):
-            raise ArgvError(f"the response file `{item.words[0][1:]}` of the linker command was not read")
+            raise ArgvError(f"the response file `{item.words[0][1:]}` of the linker command is not read")
     direct = flavour != "driver"
     added = _rows_for(line, system, direct=direct, exports=exports)
     kept, dropped = edit_words(

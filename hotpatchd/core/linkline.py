@@ -10,11 +10,9 @@ Source: `impl Debug for Command` in the standard library (`std/src/sys/process/u
 `rustc_codegen_ssa::back::link`
 """
 
-import codecs
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
@@ -96,7 +94,6 @@ _DARWIN_LD = re.compile(r"ld64(?:\.lld)?|ld-classic|ld-prime")
 _LD = re.compile(r"(?:.+-)?ld(?:\.(?:lld|bfd|gold|mold))?|(?:rust-)?lld|mold|gold")
 _DARWIN_WORDS = frozenset({"-platform_version", "-macosx_version_min", "-ios_simulator_version_min", "-syslibroot"})
 
-_LINKER_CHOICE = ("-fuse-ld=", "--ld-path=", "-B")
 
 # A path has a dot or a second slash before any colon.
 _MSVC_FLAG = re.compile(r"[/-][A-Za-z0-9_?]+(?::.*)?", re.DOTALL)
@@ -172,95 +169,11 @@ def is_msvc(line: LinkLine) -> bool:
     return linker_flavour(line) == "msvc-link"
 
 
-def decode_response_file(data: bytes) -> str:
-    """The text of a response file: UTF-16 where a byte order mark says so, else UTF-8 as `os.fsdecode` reads it.
-
-    Raises:
-        ArgvError: half a character is missing.
-    """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        try:
-            return data.decode("utf-16", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise ArgvError(f"a response file of the linker command is not whole UTF-16: {error}") from error
-    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
-
-
-def expand_response_files(line: LinkLine, texts: Mapping[str, str]) -> LinkLine:
-    """Put the words of response files (`@path`) in the place of their names, also of those named in others.
-
-    Args:
-        line: the command; its program says by which rules they are split.
-        texts: content of each response file by its path as the command names it.
-
-    Raises:
-        ArgvError: a file is not in `texts`, or names itself.
-    """
-    split = split_windows if is_msvc(line) else parse_response_file
-    return replace(line, argv=tuple(_expand(line.argv, texts, (), split)))
-
-
-def parse_response_file(text: str) -> tuple[str, ...]:
-    """Split a response file by GNU rules: white space separates, quotes group, a backslash takes the next one as it is.
-
-    Source: the GNU ld manual, option `@file`
-    """
-    words: list[str] = []
-    word: str | None = None
-    quote = ""
-    chars = iter(text)
-    for char in chars:
-        if char == "\\":
-            word = (word or "") + next(chars, "")
-        elif char == quote:
-            quote = ""
-        elif quote:
-            word = (word or "") + char
-        elif char in "'\"":
-            quote = char
-            word = word or ""
-        elif char not in " \t\n\r\f\v":
-            word = (word or "") + char
-        elif word is not None:
-            words.append(word)
-            word = None
-    return tuple(words if word is None else [*words, word])
-
-
-def split_windows(text: str) -> tuple[str, ...]:
-    """Split a Windows command line or response file into words.
-
-    Backslashes are themselves, but before a quote: there two are one, and an odd one makes the quote a character. Two
-    quotes inside quotes are one.
+def quote_windows(word: str) -> str:
+    """A word as a Windows command line or response file has it.
 
     Source: "Parsing C command-line arguments" in Microsoft's C reference
     """
-    words: list[str] = []
-    word: str | None = None
-    is_quoted = False
-    for part in re.finditer(r'(?P<slashes>\\*)(?P<quotes>""?)|(?P<space>[ \t\r\n]+)|(?P<char>\\+|.)', text, re.DOTALL):
-        if part["quotes"] is None:
-            if part["space"] is None or is_quoted:
-                word = (word or "") + part[0]
-            elif word is not None:
-                words.append(word)
-                word = None
-            continue
-        count = len(part["slashes"])
-        word = (word or "") + "\\" * (count // 2)
-        quotes = len(part["quotes"])
-        if count % 2:
-            word += '"'
-            quotes -= 1
-        elif quotes == 2 and is_quoted:
-            word += '"'
-            quotes = 0
-        is_quoted ^= quotes % 2 == 1
-    return tuple(words if word is None else [*words, word])
-
-
-def quote_windows(word: str) -> str:
-    """A word as a Windows command line or response file has it; the inverse of `split_windows`."""
     if word and not re.search(r'[\s"]', word):
         return word
     return '"' + re.sub(r'(\\*)("|\Z)', lambda part: part[1] * 2 + ("\\" + part[2] if part[2] else ""), word) + '"'
@@ -313,22 +226,6 @@ def archives(line: LinkLine) -> tuple[str, ...]:
     return tuple(item.words[0] for item in link_inputs(line) if item.kind is InputKind.ARCHIVE)
 
 
-def linker_choice(line: LinkLine) -> tuple[str, ...]:
-    """The words that tell a compiler driver which linker to run, in order: `-fuse-ld=`, `--ld-path=`, `-B`."""
-    return tuple(word for item in link_inputs(line) if item.words[0].startswith(_LINKER_CHOICE) for word in item.words)
-
-
-def linker_flags(line: LinkLine) -> tuple[str, ...]:
-    """What the driver hands on to the linker: the parts of `-Wl,a,b` and the values of `-Xlinker`, in order."""
-    flags: list[str] = []
-    for item in link_inputs(line):
-        if item.words[0].startswith("-Wl,"):
-            flags += item.words[0].split(",")[1:]
-        elif item.words[0] == "-Xlinker":
-            flags += item.words[1:]
-    return tuple(flags)
-
-
 def _unquote(text: str) -> str:
     """Undo Rust's `{:?}` of a string: `\\xNN` are bytes, all else is UTF-8."""
     decoded = bytearray()
@@ -345,22 +242,3 @@ def _unquote(text: str) -> str:
         else:
             raise ArgvError(f"unknown escape `{escape[0]}` in the linker command that rustc printed")
     return os.fsdecode(bytes(decoded + os.fsencode(text[at:])))
-
-
-def _expand(
-    words: Sequence[str],
-    texts: Mapping[str, str],
-    inside: tuple[str, ...],
-    split: Callable[[str], tuple[str, ...]],
-) -> list[str]:
-    expanded: list[str] = []
-    for word in words:
-        path = word[1:]
-        if not word.startswith("@"):
-            expanded.append(word)
-        elif path in inside or path not in texts:
-            trouble = "names itself" if path in inside else "is gone"
-            raise ArgvError(f"response file `{path}` of the linker command {trouble}")
-        else:
-            expanded += _expand(split(texts[path]), texts, (*inside, path), split)
-    return expanded

@@ -71,7 +71,7 @@ async def run_cargo(
     if status < 0:
         raise BuildError(f"cargo {args[0]} was ended by {signal.Signals(-status).name}")
     if status > 0:
-        raise BuildError(f"cargo {args[0]} failed with exit status {status}", hint="see its output above")
+        raise BuildError(f"cargo {args[0]} failed with exit status {status}", hint="see what it printed where it ran")
     return output
 
 

@@ -15,6 +15,7 @@ from hotpatchd.core.state import State
 from hotpatchd.daemon import wire
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.generation import Generation
+from hotpatchd.daemon.history import History
 
 
 class Commands:
@@ -23,6 +24,7 @@ class Commands:
     Args:
         workspace: the directory that is watched.
         events: the events so far.
+        history: the edits so far.
         state: the daemon's.
         generation: the build that is patched; None until there is one.
         dispatch: takes in what somebody asked for.
@@ -34,6 +36,7 @@ class Commands:
         *,
         workspace: Path,
         events: EventBus,
+        history: History,
         state: Callable[[], State],
         generation: Callable[[], Generation | None],
         dispatch: Callable[[messages.StepEvent], None],
@@ -41,6 +44,7 @@ class Commands:
     ) -> None:
         self._workspace = workspace
         self._events = events
+        self._history = history
         self._state = state
         self._generation = generation
         self._dispatch = dispatch
@@ -67,6 +71,10 @@ class Commands:
                 return await self._trigger([Path(file) for file in command.files])
             case wire.UndoRequest():
                 return await self._ask(lambda request: messages.UndoAsked(count=command.count, request=request))
+            case wire.LogRequest():
+                return self._history.rows()
+            case wire.ShowRequest():
+                return await self._history.show(command.edit)
             case wire.RestartRequest():
                 return await self._ask(
                     lambda request: messages.RestartAsked(request=request, without_last=command.without_last)
@@ -106,10 +114,15 @@ class Commands:
             "edit": state.edit,
             "crates": list(generation.crate_names) if generation else [],
             "clients": len(state.sessions),
+            "restart_needed_for": dict(state.due),
             "edits": [record for record in self._events.recent if record["event"] == EditVerdict.event],
         }
 
     async def _trigger(self, files: Sequence[Path]) -> dict[str, int | None]:
+        inputs = self._state().inputs.paths
+        for file in files:
+            if str(file) not in inputs and not os.path.lexists(file):
+                raise UsageError(f"there is no file {file}, and none of that name was watched")
         before = self._state().edit
         changed = await self._rescan(files)
         state = self._state()

@@ -23,7 +23,6 @@ from hotpatchd.daemon.fatbuild import Workspace, load_workspace
 from hotpatchd.daemon.lock import read_daemon
 from hotpatchd.daemon.program import client_for, native_triple, target_support
 from hotpatchd.daemon.report import Terminal
-from hotpatchd.daemon.supervisor import state_dir_of
 
 MIN_RUSTC = (1, 77)
 """The first rustc with `--print=link-args=FILE` on stable."""
@@ -240,5 +239,5 @@ def _disk(workspace: Workspace) -> _Check:
 
 
 def _daemon(workspace: Workspace) -> _Check:
-    daemon = read_daemon(state_dir_of(workspace))
+    daemon = read_daemon(workspace.state_dir)
     return _check("daemon", "ok", f"process {daemon.pid} at {daemon.url}" if daemon else "none is running")

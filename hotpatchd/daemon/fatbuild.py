@@ -80,6 +80,11 @@ class Workspace:
         """Where results go; these may be among the sources."""
         return (self.target_dir, self.build_dir)
 
+    @property
+    def state_dir(self) -> Path:
+        """The daemon's directory."""
+        return self.target_dir / "hotpatchd"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltProgram:

@@ -28,7 +28,7 @@ from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import LinkCache, identify, linker_version
 from hotpatchd.daemon.native_libraries import static_libraries
-from hotpatchd.daemon.object_cache import ObjectCache
+from hotpatchd.daemon.object_cache import ObjectCache, digest_of_file
 from hotpatchd.daemon.patcher import Patcher
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.daemon.tracing import Tracer
@@ -50,12 +50,14 @@ class Built:
         fat: what cargo made.
         snapshot: the text of the sources when it ended.
         full_build: files whose edit needs a full build, with what they are.
+        digests: of these files' texts, as far as they can be read.
         batches: how many batches of changed files there had been when cargo began.
     """
 
     fat: FatBuild
     snapshot: Snapshot
     full_build: dict[str, str]
+    digests: Mapping[str, str]
     batches: int
 
 
@@ -96,15 +98,15 @@ class Host:
         self.images = images
         self.name = name
         self._link_line = link_line
-        self._kept_executable = kept_executable
+        self.kept_executable = kept_executable
         self._state_dir = state_dir
         self._patcher: Patcher | None = None
-        self._make_library_patcher: Callable[[], Coroutine[Any, Any, LibraryPatcher]] | None = None
+        self._make_library_patcher: Callable[[Path], Coroutine[Any, Any, LibraryPatcher]] | None = None
         self._library_patcher: asyncio.Task[LibraryPatcher] | None = None
 
     def executable(self) -> Path:
         """The program's file; another name of it where cargo has put another build in its place since."""
-        return self.program.executable if self.newest_build_id() == self.build_id else self._kept_executable
+        return self.program.executable if self.newest_build_id() == self.build_id else self.kept_executable
 
     def newest_build_id(self) -> str | None:
         """The build id of what is at the program's place now; None where that is no program."""
@@ -142,15 +144,18 @@ class Host:
                 linker=images.linker,
                 crate_names=crate_names,
                 baseline=baseline,
-                host_code=HostCode(self._kept_executable, images.host.header) if optimised else None,
+                host_code=HostCode(self.kept_executable, images.host.header) if optimised else None,
                 carriers=images.carriers,
                 links=links,
                 state_dir=self._state_dir,
             )
 
-        async def library_patcher() -> LibraryPatcher:
+        state_dir = self._state_dir
+
+        # It does not know the host, which with its open archives goes when nothing else knows it.
+        async def library_patcher(executable: Path) -> LibraryPatcher:
             return LibraryPatcher(
-                program=ProgramSymbols(await asyncio.to_thread(read_symbols, self.executable())),
+                program=ProgramSymbols(await asyncio.to_thread(read_symbols, executable)),
                 archives=archive_set,
                 link_line=link_line,
                 target=tip.triple,
@@ -158,7 +163,7 @@ class Host:
                 crate_names=crate_names,
                 baseline=baseline,
                 links=links,
-                state_dir=self._state_dir,
+                state_dir=state_dir,
             )
 
         self._make_library_patcher = library_patcher
@@ -176,7 +181,7 @@ class Host:
             return self._patcher
         if self._library_patcher is None:
             assert self._make_library_patcher is not None
-            self._library_patcher = asyncio.create_task(self._make_library_patcher())
+            self._library_patcher = asyncio.create_task(self._make_library_patcher(self.executable()))
         try:
             return await asyncio.shield(self._library_patcher)
         except HotpatchdError:
@@ -213,6 +218,7 @@ class Generation:
     ) -> None:
         fat = self.fat = built.fat
         self.full_build = dict(built.full_build)
+        self._digests = built.digests
         tips = [program.tip for program in fat.programs]
         crates = plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
         self._cache = ObjectCache(state_dir / "cache")
@@ -244,6 +250,18 @@ class Generation:
     def host(self, build_id: str) -> Host | None:
         """The program with a build id."""
         return next((host for host in self.hosts if host.build_id == build_id), None)
+
+    def harmless(self, files: Iterable[str], variables: frozenset[str]) -> dict[str, str]:
+        """Which files that need a full build make no difference to it as they are now → why; reads them.
+
+        Args:
+            files: that changed.
+            variables: of `BuildInputs`.
+        """
+        now = digests_of(file for file in files if file in self._digests)
+        as_built = [file for file, digest in now.items() if digest == self._digests[file]]
+        restored = dict.fromkeys(as_built, "its text is the one that the program was built from")
+        return self.fat.inputs.manifests.harmless(files, variables) | restored
 
     def inputs(self) -> BuildInputs:
         """The files that the programs are made from."""
@@ -324,6 +342,17 @@ def _compiler(tip: Capture) -> tuple[str, ...]:
     target = ("--target", tip.target) if tip.target else ()
     sysroot = [word for value in argv_values(tip.argv, "--sysroot") for word in ("--sysroot", value)]
     return (tip.rustc, *target, *sysroot[-2:])
+
+
+def digests_of(files: Iterable[str]) -> dict[str, str]:
+    """Digests of the texts of files; those that cannot be read are left out."""
+    found = {}
+    for file in files:
+        try:
+            found[file] = digest_of_file(file)
+        except OSError:
+            continue
+    return found
 
 
 def _keep(programs: Iterable[BuiltProgram], directory: Path) -> list[Path]:

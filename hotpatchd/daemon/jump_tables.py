@@ -153,6 +153,7 @@ class JumpTableClients:
         self._ignored = ignored
         self._clients: dict[int, DevtoolsConnected] = {}
         self._empty: Carrier | None = None
+        self._linking = asyncio.Lock()
 
     def __contains__(self, client: int) -> bool:
         return client in self._clients
@@ -229,10 +230,12 @@ class JumpTableClients:
                 self._server.send_table(client, table, 0)
 
     async def _empty_library(self) -> Path:
-        if self._empty is None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            library = self._directory / "libhotpatchd-announcement.so"
-            self._empty = await self._carriers.link(None, (), library, page_size=resource.getpagesize())
+        # Patches may follow each other faster than it is linked.
+        async with self._linking:
+            if self._empty is None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                library = self._directory / "libhotpatchd-announcement.so"
+                self._empty = await self._carriers.link(None, (), library, page_size=resource.getpagesize())
         return self._empty.path
 
 

@@ -76,7 +76,7 @@ class _Plan:
 class _Library:
     """A linked library."""
 
-    file_name: str
+    path: Path
     content: bytes
     digest: str
     anchor_addr: int
@@ -182,13 +182,14 @@ class LibraryPatcher:
                 edit=edit,
                 build_id=session.hello.build_id,
                 size=len(library.content),
-                file_name=library.file_name,
+                file_name=library.path.name,
                 anchor=Anchor(symbol=ANCHOR, addr=library.anchor_addr),
                 jumps=tuple(
                     Detour(from_addr=jump.from_addr + slide, to_addr=jump.to_addr, size=jump.size) for jump in jumps
                 ),
                 pull=len(library.content) > PULL_FROM,
             ),
+            linked=library.path,
             payload=library.content,
         )
 
@@ -300,7 +301,7 @@ class LibraryPatcher:
         content = output.read_bytes()
         [(anchor_addr, _)] = table.functions(ANCHOR)
         return _Library(
-            file_name=output.name,
+            path=output,
             content=content,
             digest=hashlib.sha256(content).hexdigest(),
             anchor_addr=anchor_addr,

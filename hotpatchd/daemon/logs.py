@@ -21,6 +21,7 @@ EDIT_JUDGED = "edit.judged"
 EVENTS_DROPPED = "events.dropped"
 PATCH_FAILED = "patch.failed"
 REBUILD_FAILED = "rebuild.failed"
+SIDE_TASK_FAILED = "side_task.failed"
 
 
 def configure(stream: TextIO, *, verbose: bool = False) -> None:

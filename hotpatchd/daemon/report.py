@@ -8,9 +8,11 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from hotpatchd.core.crash import Crash
 from hotpatchd.core.events import (
     BuildFinished,
     BuildStarted,
+    EditsUndone,
     EditVerdict,
     Event,
     ProgramEnded,
@@ -18,9 +20,11 @@ from hotpatchd.core.events import (
     RebuildFinished,
     Verdict,
 )
+from hotpatchd.core.lifecycle import PANICKED
 
 _VERB_WIDTH = 12
 _SHOWN_FUNCTIONS = 4
+_SHOWN_FRAMES = 12
 _STAGES = ("settle", "compile", "select", "link", "send", "apply")
 _HEADLINES = {
     "applied": ("Patched", "bold green"),
@@ -67,12 +71,18 @@ class Terminal:
                 self.raw(event.diagnostics)
             case EditVerdict():
                 self._show_verdict(event.verdict)
+            case EditsUndone():
+                numbers = ", ".join(map(str, sorted(event.edits)))
+                rest = f"the code of edit {event.edit}" if event.edit else "the program's own code"
+                self.say("Undone", f"edit {numbers}; {rest} runs again")
             case BuildStarted(reason="restart"):
                 self.say("Building", "the program goes on until this is done")
             case BuildFinished(problem=problem) if problem:
                 self.say("Failed", f"{problem}; the program goes on", "bold red")
-            case ProgramEnded() if event.signal:
+            case ProgramEnded() if event.signal or event.status == PANICKED:
                 self.say("Ended", _describe_crash(event), "bold red")
+                for frame in _told_frames(event.crash):
+                    self.say("", frame)
 
     def _show_verdict(self, verdict: Verdict) -> None:
         verb, style = _HEADLINES[verdict.verdict]
@@ -85,10 +95,27 @@ class Terminal:
 
 
 def _describe_crash(event: ProgramEnded) -> str:
+    cause = event.signal or "a panic"
     if event.edit is None:
-        return f"by {event.signal}, unpatched"
+        return f"by {cause}, unpatched"
+    failed = event.crash.patched if event.crash else None
+    if event.crash and failed:
+        how = "its stack was used up" if event.crash.stack_overflow else event.crash.signal
+        return f"by {cause} in the code of edit {failed.edit}, on thread {event.crash.thread} ({how})"
     changed = f", which replaced {_names(event.functions)}" if event.functions else ""
-    return f"by {event.signal}; the last patch was that of edit {event.edit}{changed}"
+    return f"by {cause}; the last patch was that of edit {event.edit}{changed}"
+
+
+def _told_frames(crash: Crash | None) -> list[str]:
+    """The calls that led to a fault, as far as the developer's code goes; a call that is repeated is told once."""
+    told: list[str] = []
+    for frame in crash.frames if crash else ():
+        place = f" at {frame.file}:{frame.line}" if frame.file else ""
+        edit = f" (edit {frame.edit})" if frame.edit else ""
+        line = f"in {frame.function}{place}{edit}"
+        if frame.function and line not in told[-1:]:
+            told.append(line)
+    return told[:_SHOWN_FRAMES]
 
 
 def describe(verdict: Verdict) -> str:
@@ -115,7 +142,7 @@ def describe(verdict: Verdict) -> str:
 
 
 def describe_record(record: Mapping[str, Any]) -> str:
-    """The line of an `edit.verdict` record, as it is found in an events file."""
+    """The line of a verdict, as it is found in an events file."""
     verdict = msgspec.convert(record, Verdict)
     return f"{verdict.verdict}: {describe(verdict)}"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from hotpatchd.core.freshness import Head, StampFailed, TreeStamp
 from hotpatchd.core.settle import IGNORED_DIRS
 
-_SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
+SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
+"""What the files are called that cargo and rustc read by themselves."""
 _MOST_SYMBOLIC = 5
 """As many references that name a reference does git follow."""
 
@@ -32,14 +33,32 @@ def source_files(roots: Iterable[Path], excluded: Container[Path]) -> Iterator[s
             subdirectories[:] = [
                 name for name in subdirectories if name not in IGNORED_DIRS and Path(directory, name) not in excluded
             ]
-            yield from (os.path.join(directory, name) for name in names if name.endswith(_SOURCE_SUFFIXES))
+            yield from (os.path.join(directory, name) for name in names if name.endswith(SOURCE_SUFFIXES))
+
+
+def git_dir_of(root: str) -> Path | None:
+    """The directory of the index of a source tree; linked worktrees and submodules have one of their own.
+
+    Args:
+        root: of the tree; the repository is this directory's, or that of the nearest one above it.
+
+    Source: gitrepository-layout(5): a `.git` file holds `gitdir: ` and a path.
+    """
+    for directory in (Path(root), *Path(root).parents):
+        found = directory / ".git"
+        if found.is_dir():
+            return found
+        if found.is_file():
+            path = found.read_text(errors="replace").partition("gitdir:")[2].strip()
+            return Path(os.path.normpath(directory / path))
+    return None
 
 
 def take_stamp(root: Path, files: Iterable[str | Path]) -> TreeStamp | StampFailed:
     """Look at a source tree.
 
     Args:
-        root: of the tree; the repository is this directory's, or that of the nearest one above it.
+        root: of the tree.
         files: what is built from.
 
     Returns:
@@ -64,7 +83,7 @@ def _look(file: str | Path) -> tuple[int, int] | None:
 
 
 def _head(root: Path) -> Head | None:
-    git_dir = _git_dir(root)
+    git_dir = git_dir_of(os.path.realpath(root))
     if git_dir is None:
         return None
     common = git_dir / "commondir"
@@ -81,20 +100,6 @@ def _head(root: Path) -> Head | None:
     if content and (len(content) not in {40, 64} or not set(content) <= set(string.hexdigits)):
         raise _Unreadable(f"{git_dir / 'HEAD'} leads to {content!r}, which is no commit")
     return Head(ref=ref, commit=content or None)
-
-
-def _git_dir(root: Path) -> Path | None:
-    absolute = Path(os.path.realpath(root))
-    for directory in (absolute, *absolute.parents):
-        found = directory / ".git"
-        if found.is_dir():
-            return found
-        if found.exists():  # A worktree or a submodule.
-            text = found.read_text()
-            if not text.startswith("gitdir: "):
-                raise _Unreadable(f"{found} names no repository")
-            return directory / text.removeprefix("gitdir: ").strip()
-    return None
 
 
 def _find_ref(git_dir: Path, common_dir: Path, ref: str) -> str:

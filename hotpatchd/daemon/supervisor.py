@@ -9,13 +9,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import structlog
 
 from hotpatchd.core import messages as core
-from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Rejection
+from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Patch, Rejection
 from hotpatchd.core.devtools import CARGO_HOT, Protocol, devtools_environ, export_main_args, is_asset, notice_of
 from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsUnavailable
 from hotpatchd.core.errors import BuildError, HotpatchdError
@@ -34,44 +36,39 @@ from hotpatchd.core.session import Session
 from hotpatchd.core.settle import SettleTimes
 from hotpatchd.core.state import Policy, State
 from hotpatchd.core.step import step
-from hotpatchd.daemon import logs
+from hotpatchd.daemon import logs, wire
 from hotpatchd.daemon.baseline import take_snapshot
 from hotpatchd.daemon.build_lock import build_in_turn
 from hotpatchd.daemon.cargo_config import user_jobs
 from hotpatchd.daemon.carrier import CarrierLinker
 from hotpatchd.daemon.commands import Commands
+from hotpatchd.daemon.crash_report import CrashReports
 from hotpatchd.daemon.crate_inputs import captured_files
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
-from hotpatchd.daemon.generation import Built, Generation, image_tools
+from hotpatchd.daemon.generation import Built, Generation, digests_of, image_tools
+from hotpatchd.daemon.history import History
 from hotpatchd.daemon.jump_tables import JumpTableClients
-from hotpatchd.daemon.keys import Keys
 from hotpatchd.daemon.limits import Limits
 from hotpatchd.daemon.lock import LibraryInfo, StateLock
 from hotpatchd.daemon.patcher import Ready
 from hotpatchd.daemon.processes import caring
-from hotpatchd.daemon.program import (
-    RunningProgram,
-    client_environ,
-    client_for,
-    linked_client_args,
-    native_triple,
-    program_command,
-    start_program,
-    target_support,
-)
+from hotpatchd.daemon.program import client_for, linked_client_args, native_triple, target_support
 from hotpatchd.daemon.report import Terminal
+from hotpatchd.daemon.run_control import RunControl
 from hotpatchd.daemon.server import PatchServer
+from hotpatchd.daemon.source_tree import SOURCE_SUFFIXES
 from hotpatchd.daemon.tracing import find_tracer, scope_of
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.host_index import HostIndex
 from hotpatchd.objfile.objects import BuildObjects
 
 KEPT_PAYLOADS = 32
+KEPT_OBJECTS = 32
+"""How many edits can be taken back and still reach a program that connects later."""
 BACKGROUND_AFTER_S = 5.0
 """How long nothing must have happened before the program's file is brought up to date."""
 _FILE_CLOCK_LAG_S = 0.01
-_SOURCE_SUFFIXES = (".rs", ".toml", ".lock")
 _log = structlog.get_logger()
 
 
@@ -106,13 +103,8 @@ class Options:
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
-def state_dir_of(workspace: Workspace) -> Path:
-    """The daemon's directory."""
-    return workspace.target_dir / "hotpatchd"
-
-
 class Daemon:
-    """One daemon, for one program.
+    """One daemon, for the programs of one selection.
 
     Args:
         options: how to run.
@@ -124,16 +116,17 @@ class Daemon:
     def __init__(self, options: Options, workspace: Workspace, events: EventBus, terminal: Terminal) -> None:
         self.options = options
         self.workspace = workspace
-        self.state_dir = state_dir_of(workspace)
+        self.state_dir = workspace.state_dir
         self.events = events
         self.terminal = terminal
         self.state = State()
         self.interrupted = False
         self._triple = options.selection.target or native_triple()
-        self._keys = Keys(self._on_key)
+        self._history = History(workspace.root, self.state_dir / "patches")
         self._commands = Commands(
             workspace=workspace.root,
             events=events,
+            history=self._history,
             state=lambda: self.state,
             generation=lambda: self._generation,
             dispatch=self._dispatch,
@@ -141,10 +134,7 @@ class Daemon:
         )
         self._token = secrets.token_hex(32)
         self._url = ""
-        self._args: Sequence[str] | None = None
-        self._preloaded: Path | None = None
         self._linked_client: Path | None = None
-        self._program: RunningProgram | None = None
         self._built: Built | None = None
         self._generation: Generation | None = None
         self._objects: dict[int, Mapping[str, BuildObjects]] = {}
@@ -161,6 +151,7 @@ class Daemon:
         self._hellos: dict[int, Hello] = {}
         self._instances: dict[str, Session] = {}
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
+        self._crashes = CrashReports(self.state_dir / "patches", workspace.root)
 
     async def serve(self, program: Sequence[str] | None) -> int:
         """Build, listen, watch, patch: until cancelled, or until the program ends.
@@ -183,29 +174,43 @@ class Daemon:
 
     async def _serve(self, program: Sequence[str] | None) -> int:
         options = self.options
-        self._args = program
         self._ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._support = await target_support(self._triple, cwd=options.cwd, environ=options.environ)
+        preloaded = None
         if self._support.client == "linked":
             self._linked_client = await client_for(self._triple, options.environ, self.terminal, kind="linked")
         elif self._support.client == "preload" and program is not None and options.protocol != "dioxus":
-            self._preloaded = await client_for(self._triple, options.environ, self.terminal)
+            preloaded = await client_for(self._triple, options.environ, self.terminal)
         self._tracer = await find_tracer(
             Path(options.environ.get("RUSTC", "rustc")),
             scope_of(self.workspace.source_dirs, self.workspace.output_dirs),
             self.state_dir / "captures",
             lambda text: self.terminal.say("Warning", text, "bold yellow"),
         )
+        self._run = RunControl(
+            args=program,
+            triple=self._triple,
+            client=preloaded,
+            cwd=options.cwd,
+            state_dir=self.state_dir,
+            takes_keys=options.keys,
+            crashes=self._crashes,
+            terminal=self.terminal,
+            dispatch=self._dispatch,
+            spawn=self._spawn,
+            undo=self._undo_last,
+            leave=lambda: self._end(0),
+        )
         policy = Policy(
             auto_restart=options.auto_restart and program is not None,
-            stays=program is not None and (options.auto_restart or self._keys.are_there),
+            stays=program is not None and (options.auto_restart or self._run.can_ask),
             background=options.background and program is not None,
         )
         self.state = replace(self.state, policy=policy)
         self._watcher = Watcher(
             self.workspace.source_dirs,
             excluded=self.workspace.output_dirs,
-            relevant=lambda path: path.endswith(_SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
+            relevant=lambda path: path.endswith(SOURCE_SUFFIXES) or (self._speaks_devtools and is_asset(path)),
             times=options.times,
             poll=options.poll,
             notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),
@@ -222,11 +227,11 @@ class Daemon:
                     return await self._ended
                 finally:
                     self._is_closing = True
-                    self._keys.stop()
+                    self._run.leave_keys()
                     for task in self._tasks:
                         task.cancel()
                     await asyncio.gather(*self._tasks, return_exceptions=True)
-                    await self._end_program(interrupted=self.interrupted)
+                    await self._run.end(interrupted=self.interrupted)
                     if self._generation:
                         await self._generation.compiler.close()
 
@@ -256,7 +261,7 @@ class Daemon:
         )
 
     def _tip_args(self) -> tuple[str, ...]:
-        exports = export_main_args(self.options.selection.target or native_triple()) if self._speaks_devtools else ()
+        exports = export_main_args(self._triple) if self._speaks_devtools else ()
         client = linked_client_args(self._linked_client) if self._linked_client else ()
         return (*exports, *client)
 
@@ -277,7 +282,7 @@ class Daemon:
         except HotpatchdError as error:
             if reason == "start":
                 raise
-            problem = told(error)
+            problem = _told(error)
         self._dispatch(core.FullyBuilt(reason=reason, seconds=time.time() - started, problem=problem))
 
     async def _fat_build(self) -> FatBuild:
@@ -330,11 +335,12 @@ class Daemon:
             full_build = dict(fat.full_build)
             sources = {file for capture in fat.captures for file in captured_files(capture)}
             snapshot = await asyncio.to_thread(take_snapshot, sources)
+            digests = await asyncio.to_thread(digests_of, full_build)
             inputs = sources | full_build.keys() | fat.inputs.macro_inputs
             await self._watcher.include(Path(file) for file in inputs)
             await self._rescan(())
             if inputs.isdisjoint(self._touched_since(batches)):
-                return Built(fat=fat, snapshot=snapshot, full_build=full_build, batches=batches)
+                return Built(fat=fat, snapshot=snapshot, full_build=full_build, digests=digests, batches=batches)
             self.terminal.say("Rebuilding", "sources changed while the program was built")
 
     def _touched_since(self, batches: int) -> set[str]:
@@ -345,7 +351,7 @@ class Daemon:
         built = self._built
         assert built is not None
         started = time.perf_counter()
-        await self._end_program()
+        await self._run.end()
         if self._generation:
             await self._generation.compiler.close()
 
@@ -376,6 +382,7 @@ class Daemon:
             jobs=self._limits.cpus,
         )
         self._objects = {}
+        await asyncio.to_thread(self._history.know, built.snapshot.texts)
         for client, hello in list(self._hellos.items()):
             if generation.host(hello.build_id) is None:
                 self.server.dismiss(client)
@@ -383,10 +390,9 @@ class Daemon:
         if built.fat.is_library:
             library = LibraryInfo(build_id=generation.hosts[0].build_id, path=str(built.fat.executable))
         self._lock.publish(url=self._url, token=self._token, library=library)
-        if self._args is not None:
-            await self._start_program(await asyncio.to_thread(generation.hosts[0].executable))
-        if self._args is None or self.options.keys:
-            self._keys.start()
+        if self._run.is_ours:
+            await self._start_program()
+        self._run.take_keys()
         with self.terminal.working("Compiling the objects to compare with"):
             baseline = await generation.make_baseline(lambda: self._touched_since(built.batches))
         self._objects = {0: baseline}
@@ -397,41 +403,17 @@ class Daemon:
         await self._watcher.include(map(Path, inputs.paths))
         self._dispatch(core.BaselineReady(inputs=inputs))
 
-    async def _start_program(self, executable: Path) -> None:
-        """Start the program in the terminal's foreground, with the client in it."""
+    async def _start_program(self) -> None:
         assert self._generation is not None
-        assert self._args is not None
+        executable = await asyncio.to_thread(self._generation.hosts[0].executable)
         # What `cargo run` sets as well.
         package = {k: v for k, v in self._generation.fat.tip.env if k.startswith(("CARGO_MANIFEST_", "CARGO_PKG_"))}
-        environ = {**self.options.environ, **package}
-        if self._speaks_devtools:
-            environ |= devtools_environ(self._url)
-        command = program_command(executable, self._args, self._triple, cwd=self.options.cwd, environ=environ)
-        environ = client_environ(environ, self._preloaded, self.state_dir, executable, self._triple)
-        if not self.options.keys:
-            self._keys.stop()
-        program = self._program = await start_program(
-            command, environ, cwd=self.options.cwd, reads_terminal=not self.options.keys
-        )
-        self.terminal.say("Running", f"{command[0]} (process {program.pid})")
-        self._dispatch(core.ProgramStarted(pid=program.pid))
-        self._spawn(self._await_end(program))
-
-    async def _await_end(self, program: RunningProgram) -> None:
-        status = await program.wait()
-        if self._program is program:
-            self._program = None
-            self._dispatch(core.ProgramEnded(pid=program.pid, status=status))
-
-    async def _end_program(self, *, interrupted: bool = False) -> None:
-        program, self._program = self._program, None
-        if program is not None:
-            await program.end(interrupted=interrupted)
+        devtools = devtools_environ(self._url) if self._speaks_devtools else {}
+        await self._run.start(executable, {**self.options.environ, **package, **devtools})
 
     async def _start_again(self) -> None:
-        assert self._generation is not None
-        await self._end_program()
-        await self._start_program(await asyncio.to_thread(self._generation.hosts[0].executable))
+        await self._run.end()
+        await self._start_program()
 
     async def _follow_files(self) -> None:
         async for batch in self._watcher.batches():
@@ -445,7 +427,7 @@ class Daemon:
             hot_calls.tell_assets(file for file in files if is_asset(file))
         harmless: Mapping[str, str] = {}
         if self._generation:
-            harmless = self._generation.fat.inputs.manifests.harmless(files, self.state.inputs.variables)
+            harmless = self._generation.harmless(files, self.state.inputs.variables)
         self._dispatch(
             core.Settled(files=files, last_write=batch.last_write, settle_ms=batch.settle_ms, harmless=harmless)
         )
@@ -474,7 +456,8 @@ class Daemon:
                 assert self._rebuilding is not None
                 self._rebuilding.cancel()
             case core.Prepare():
-                self._spawn(self._prepare(command, self._objects[command.objects], self._objects[command.before]))
+                objects = self._objects.get(command.objects)
+                self._spawn(self._prepare(command, objects, self._objects.get(command.before, self._objects[0])))
             case core.Send():
                 self._send(command.client)
             case core.SendUndo():
@@ -494,25 +477,36 @@ class Daemon:
             case core.ScheduleBackground():
                 self._spawn(self._wait_idle(command.edit))
             case core.OfferRestart():
-                self._offer_restart(without_last=command.without_last)
+                self._run.offer_restart(without_last=command.without_last)
             case core.End():
-                if not self._ended.done():
-                    self._ended.set_result(command.status)
+                self._end(command.status)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run something beside everything else; where it fails, the daemon ends with its error."""
+    async def _undo_last(self) -> None:
+        try:
+            await self._commands.answer(wire.UndoRequest(id=0))
+        except HotpatchdError as error:
+            self.terminal.say("Kept", str(error), "bold yellow")
+
+    def _end(self, status: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(status)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], *, essential: bool = True) -> asyncio.Task[None]:
+        """Run something beside everything else; where it fails and is essential, the daemon ends with its error."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(partial(self._done, essential=essential))
         return task
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, task: asyncio.Task[None], *, essential: bool) -> None:
         self._tasks.discard(task)
         if task.cancelled():
             # Here and not in the task itself, which may not have begun when it was cancelled.
             if task is self._rebuilding and self.state.cancelling and not self._is_closing:
                 self._dispatch(self._not_rebuilt(self.state.building, cancelled=True))
-        elif (error := task.exception()) and not self._ended.done():
+        elif (error := task.exception()) and not essential:
+            _log.error(logs.SIDE_TASK_FAILED, exc_info=error)
+        elif error and not self._ended.done():
             self._ended.set_exception(error)
 
     def _send(self, client: int) -> None:
@@ -520,37 +514,32 @@ class Daemon:
         if ready.carrier is not None:
             since_edit_ms = (time.time() - self.state.outcome.last_write) * 1000
             hot_calls = next(found for found in self._hot_calls if client in found)
-            self._spawn(hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms))
+            self._spawn(hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms), essential=False)
             return
         assert ready.patch is not None
         self._payloads[ready.patch.patch] = ready.payload
         while len(self._payloads) > KEPT_PAYLOADS:
             self._payloads.popitem(last=False)
+        self._note_sent(self.state.sessions[client], ready)
         self._sent_at[client] = time.perf_counter()
         self.server.send_patch(client, ready.patch, ready.payload)
+
+    def _note_sent(self, session: Session, ready: Ready) -> None:
+        hello, patch = session.hello, ready.patch
+        host = self._generation.host(hello.build_id) if self._generation else None
+        if host is None or patch is None or ready.linked is None:
+            return
+        self._history.sent(session, patch, ready.linked, ready.prepared.names, host.kept_executable)
+        if host.images and isinstance(patch, Patch):
+            self._crashes.sent(hello, host.images.host, patch)
 
     async def _wait_idle(self, edit: int) -> None:
         await asyncio.sleep(BACKGROUND_AFTER_S)
         self._dispatch(core.BackgroundDue(edit=edit))
 
-    def _offer_restart(self, *, without_last: bool) -> None:
-        keys = {"r": "build and start it again", "d": "start it again without the last edit", "q": "end"}
-        if not without_last:
-            del keys["d"]
-        self.terminal.say("Crashed", ", ".join(f"{key}: {what}" for key, what in keys.items()), "bold red")
-        self._keys.start()
-
-    def _on_key(self, key: str) -> None:
-        match key:
-            case "r":
-                self._dispatch(core.RestartAsked())
-            case "d":
-                self._dispatch(core.RestartAsked(without_last=True))
-            case "q":
-                self._carry_out(core.End(status=0))
-
     def _publish(self, event: Event) -> None:
         self.events.publish(event)
+        self._history.take(event)
         self.terminal.show(event)
         notice = notice_of(event)
         if notice:
@@ -576,7 +565,7 @@ class Daemon:
                 await self._rescan(newer)
         except Exception as error:
             _log.exception(logs.REBUILD_FAILED)
-            self._dispatch(self._not_rebuilt(crates, told(error)))
+            self._dispatch(self._not_rebuilt(crates, _told(error)))
             return
         if not result.failed:
             self._objects[self.state.edit] = result.objects
@@ -589,8 +578,9 @@ class Daemon:
                 inputs=inputs,
             )
         )
-        sent = self.state.sent
+        sent, undoable = self.state.sent, self.state.in_force[-KEPT_OBJECTS:]
         used = {0, self.state.target, self.state.previous, sent.before if sent else 0}
+        used.update(edit.edit for edit in undoable)
         self._objects = {edit: objects for edit, objects in self._objects.items() if edit in used}
         await self._watcher.include(map(Path, inputs.paths))
 
@@ -605,18 +595,24 @@ class Daemon:
         )
 
     async def _prepare(
-        self, command: core.Prepare, objects: Mapping[str, BuildObjects], before: Mapping[str, BuildObjects]
+        self, command: core.Prepare, objects: Mapping[str, BuildObjects] | None, before: Mapping[str, BuildObjects]
     ) -> None:
         session = command.session
         assert self._generation is not None
         try:
+            if objects is None:
+                raise HotpatchdError(
+                    f"{session.hello.exe} (process {session.hello.pid}) cannot get the code of edit {command.objects},"
+                    " which is not kept any more",
+                    hint="save a file, or restart the program",
+                )
             host = self._generation.host(session.hello.build_id)
             assert host is not None
             patcher = await host.patcher_for(session)
             ready = await patcher.prepare(session, command.edit, objects[host.name], before[host.name])
         except Exception as error:
             _log.exception(logs.PATCH_FAILED)
-            refusal = Refusal(symbol=None, reason="internal", detail=told(error))
+            refusal = Refusal(symbol=None, reason="internal", detail=_told(error))
             ready = Ready(prepared=core.Prepared(client=session.client, refusals=(refusal,), failed=True))
         self._ready[session.client] = ready
         self._dispatch(ready.prepared)
@@ -628,7 +624,7 @@ class Daemon:
             return Rejection(reason="build_id", detail=detail, retry=True)
         if generation.host(hello.build_id):
             return None
-        if self._args is None and hello.build_id in [host.newest_build_id() for host in generation.hosts]:
+        if not self._run.is_ours and hello.build_id in [host.newest_build_id() for host in generation.hosts]:
             self.terminal.say("Renewing", f"{hello.exe} (process {hello.pid}) was built anew")
             self._dispatch(core.RestartAsked())
             return Rejection(reason="build_id", detail="the daemon is about to know this build", retry=True)
@@ -650,16 +646,24 @@ class Daemon:
                 session = self.state.sessions.get(event.client)
                 if isinstance(event.answer, Applied) and session:
                     for hot_calls in self._hot_calls:
-                        self._spawn(hot_calls.announce(session.hello.pid))
+                        self._spawn(hot_calls.announce(session.hello.pid), essential=False)
                 since_ms = (time.perf_counter() - self._sent_at.get(event.client, 0.0)) * 1000
                 self._dispatch(
                     core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
                 )
             case ClientLost():
-                self._hellos.pop(event.client, None)
+                hello = self._hellos.pop(event.client, None)
+                if hello and hello.pid != self.state.program:
+                    self._spawn(self._tell_crash(hello.pid), essential=False)
                 self._resetting.pop(event.client, None)
                 self._ready.pop(event.client, None)
+                self._sent_at.pop(event.client, None)
                 self._dispatch(core.Left(client=event.client))
+
+    async def _tell_crash(self, pid: int) -> None:
+        crash = await self._crashes.follow(pid)
+        if crash:
+            self._dispatch(core.ProgramEnded(pid=pid, status=-Signals[crash.ended_by], crash=crash))
 
     def _on_devtools(self, event: DevtoolsEvent) -> None:
         if isinstance(event, DevtoolsUnavailable):
@@ -672,7 +676,6 @@ class Daemon:
 
     def _welcome(self, client: int, hello: Hello) -> None:
         """A client that returns goes on where it was; one whose patches are not known here starts from its own code."""
-        assert self.server is not None
         known = self._instances.get(hello.instance)
         if known and hello.patches == tuple(applied.patch for applied in known.history):
             self._dispatch(core.Joined(session=replace(known, client=client, hello=hello, next_addr=hello.region.next)))
@@ -698,7 +701,7 @@ def _changed_after(file: str, moment: float) -> bool:
         return False
 
 
-def told(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """An error as a person is told of it."""
     if isinstance(error, BuildError) and error.output:
         return f"{error}\n{error.output}"

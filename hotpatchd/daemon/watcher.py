@@ -44,6 +44,7 @@ from hotpatchd.core.settle import (
     is_editor_temporary,
     step,
 )
+from hotpatchd.daemon.source_tree import git_dir_of
 
 POLL_INTERVAL_S = 0.2
 MAX_HASHED_BYTES = 8 << 20
@@ -102,7 +103,7 @@ class _Scope:
         self.aliases: dict[str, tuple[str, ...]] = {}
         self.links: set[str] = set()
         self.file_dirs: set[str] = {file for file in self.files if os.path.isdir(file)}
-        self.git_dirs = frozenset(found for root in self.roots if (found := _git_dir(root)))
+        self.git_dirs = frozenset(str(found) for root in self.roots if (found := git_dir_of(root)))
         real_dirs: dict[str, str] = {}
         for file in self.files:
             directory, name = os.path.split(file)
@@ -162,21 +163,6 @@ class _Scope:
     def everything(self) -> Iterator[str]:
         """All files there are."""
         return itertools.chain(self.files, *map(self.files_below, self.tops()))
-
-
-def _git_dir(root: str) -> str | None:
-    """The directory of the index that `root` is in; linked worktrees and submodules have one of their own.
-
-    Source: gitrepository-layout(5): a `.git` file holds `gitdir: ` and a path.
-    """
-    for directory in (Path(root), *Path(root).parents):
-        found = directory / ".git"
-        if found.is_dir():
-            return str(found)
-        if found.is_file():
-            path = found.read_text(errors="replace").partition("gitdir:")[2].strip()
-            return os.path.normpath(directory / path)
-    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,15 @@ class DetourShape(Struct, kw_only=True):
     size: Count
 
 
+class IdleShape(Struct, kw_only=True):
+    """A function that no thread may be inside: `from` is a Python keyword."""
+
+    from_addr: Address = field(name="from")
+    size: Count
+    symbol: str
+    detail: str
+
+
 class PatchMessage(Message):
     """A patch, whose bytes are the binary frame after this one."""
 
@@ -74,6 +83,7 @@ class PatchMessage(Message):
     eh_frame: core.EhFrame | None
     detours: tuple[DetourShape, ...]
     thread_locals: tuple[core.ThreadLocalImage, ...]
+    idle: tuple[IdleShape, ...]
     elf: str | None
 
 
@@ -190,9 +200,19 @@ class TriggerRequest(ControlRequest):
 
 
 class UndoRequest(ControlRequest):
-    """Take back the last `count` patches."""
+    """Take back the last `count` edits."""
 
     count: Annotated[int, Meta(ge=1)] = 1
+
+
+class LogRequest(ControlRequest):
+    """The last edits."""
+
+
+class ShowRequest(ControlRequest):
+    """Everything about one edit."""
+
+    edit: int
 
 
 class RestartRequest(ControlRequest):
@@ -205,7 +225,16 @@ class EventsRequest(ControlRequest):
     """Send every event from now on."""
 
 
-ControlCommand = StatusRequest | ClientsRequest | TriggerRequest | UndoRequest | RestartRequest | EventsRequest
+ControlCommand = (
+    StatusRequest
+    | ClientsRequest
+    | TriggerRequest
+    | UndoRequest
+    | LogRequest
+    | ShowRequest
+    | RestartRequest
+    | EventsRequest
+)
 
 
 class _HelloVersion(Struct, tag_field="type", tag="hello"):
@@ -283,6 +312,7 @@ def patch_message(seq: int, patch: core.Patch) -> PatchMessage:
         eh_frame=patch.eh_frame,
         detours=tuple(_convert(detour, DetourShape) for detour in patch.detours),
         thread_locals=patch.thread_locals,
+        idle=tuple(_convert(one, IdleShape) for one in patch.idle),
         elf=patch.elf,
     )
 

@@ -41,7 +41,7 @@ RELA = struct.Struct("<QQq")
 PHDR = struct.Struct("<IIQQQQQQ")
 
 PT_LOAD = 1
-PF_X, PF_W, PF_R = 1, 2, 4
+PF_X, PF_W = 1, 2
 
 
 class Section(NamedTuple):

@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+from pathlib import Path
 
 from tests.client.conftest import Program, Stage
 from tests.client.fake_daemon import Peer
@@ -49,6 +51,19 @@ async def test_backtrace_names_patched_functions(stage: Stage) -> None:
             backtrace = "\n".join(await program.ask_lines("answer"))
             assert re.search(rf"\d+: replaced\n +at .*/patched\.c:{line}\b", backtrace), backtrace
             assert re.search(r"host::main\n +at .*host\.rs:\d+", backtrace), backtrace
+
+
+async def test_backtrace_names_functions_of_a_replaced_file(stage: Stage, tmp_path: Path) -> None:
+    """A backtrace shows names and lines though a newer build has taken the place of the program's file."""
+    copy = Path(shutil.copy(stage.programs["rust"], tmp_path / "rust"))
+    stage.programs = {**stage.programs, "rust": copy}
+    async with stage.patching("rust") as (program, peer):
+        await apply(stage, peer, program, PRINTS)
+        copy.unlink()
+        copy.write_bytes(b"a newer build")
+        backtrace = "\n".join(await program.ask_lines("answer"))
+        assert re.search(r"\d+: replaced\n +at .*/patched\.c:4\b", backtrace), backtrace
+        assert re.search(r"host::main\n +at .*host\.rs:\d+", backtrace), backtrace
 
 
 async def test_patch_is_shown_to_gdb(stage: Stage) -> None:

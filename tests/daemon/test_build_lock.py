@@ -5,32 +5,15 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hotpatchd.core.freshness import StampFailed, TreeStamp
 from hotpatchd.daemon.build_lock import BuildLock
+from tests.daemon.holding import holding_build_lock, let_go
 from tests.daemon.test_processes import until
-
-HOLD = """
-import asyncio, sys
-from pathlib import Path
-from hotpatchd.core.freshness import TreeStamp
-from hotpatchd.daemon.build_lock import BuildLock
-
-async def main():
-    look = lambda: TreeStamp(head=None, files={})
-    async with BuildLock(Path(sys.argv[1]), Path(sys.argv[2]), look=look, waiting=lambda text: None):
-        print("held", flush=True)
-        sys.stdin.read()
-
-asyncio.run(main())
-"""
 
 
 class Tree:
@@ -75,30 +58,6 @@ def waits_of(pids: set[int]) -> list[str]:
     return [line for line in lines if "->" in line and int(line.split()[5]) in pids]
 
 
-@contextmanager
-def holder(state_dir: Path, root: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that has the lock until its standard input ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(state_dir), str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def let_go(process: subprocess.Popen[str]) -> None:
-    """Have a holder end in an orderly way."""
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait()
-
-
 async def test_free_lock_is_taken_without_a_look(tmp_path: Path) -> None:
     """Nobody is told to wait, and the tree is not looked at."""
 
@@ -112,7 +71,7 @@ async def test_free_lock_is_taken_without_a_look(tmp_path: Path) -> None:
 
 async def test_who_waits_is_told_of_the_holder_and_woken(tmp_path: Path) -> None:
     """Process, command line and time are named, once; the end of the holder is enough to go on."""
-    with holder(tmp_path / "state", tmp_path) as process:
+    with holding_build_lock(tmp_path / "state", tmp_path) as process:
         waiter = Waiter(tmp_path / "state", tmp_path)
         await waiter.until_waiting()
         assert len(waiter.told) == 1
@@ -127,7 +86,7 @@ async def test_who_waits_is_told_of_the_holder_and_woken(tmp_path: Path) -> None
 
 async def test_killed_holder_wakes_who_waits_and_is_known(tmp_path: Path) -> None:
     """The kernel gives the lock on; the file still names the dead process."""
-    with holder(tmp_path, tmp_path) as process:
+    with holding_build_lock(tmp_path, tmp_path) as process:
         waiter = Waiter(tmp_path, tmp_path)
         await waiter.until_waiting()
         process.send_signal(signal.SIGKILL)
@@ -139,7 +98,7 @@ async def test_killed_holder_wakes_who_waits_and_is_known(tmp_path: Path) -> Non
 
 async def test_change_of_the_tree_while_waiting_is_told(tmp_path: Path) -> None:
     """The tree is looked at before and after."""
-    with holder(tmp_path, tmp_path) as process:
+    with holding_build_lock(tmp_path, tmp_path) as process:
         waiter = Waiter(tmp_path, tmp_path)
         await waiter.until_waiting()
         waiter.tree.size = 1
@@ -150,7 +109,7 @@ async def test_change_of_the_tree_while_waiting_is_told(tmp_path: Path) -> None:
 
 async def test_failed_look_does_not_keep_the_lock_from_being_taken(tmp_path: Path) -> None:
     """A tree that cannot be looked at is news like others."""
-    with holder(tmp_path, tmp_path) as process:
+    with holding_build_lock(tmp_path, tmp_path) as process:
         waiter = Waiter(tmp_path, tmp_path)
         waiter.lock._look = lambda: StampFailed(reason="no permission")
         await waiter.until_waiting()
@@ -161,7 +120,7 @@ async def test_failed_look_does_not_keep_the_lock_from_being_taken(tmp_path: Pat
 
 async def test_waiting_can_be_given_up(tmp_path: Path) -> None:
     """Nobody waits for the lock any more then, and the holder still has it."""
-    with holder(tmp_path, tmp_path) as process:
+    with holding_build_lock(tmp_path, tmp_path) as process:
         waiter = Waiter(tmp_path, tmp_path)
         await waiter.until_waiting()
         waiter.task.cancel()
@@ -175,7 +134,7 @@ async def test_waiting_can_be_given_up(tmp_path: Path) -> None:
 
 async def test_several_wait_in_turn(tmp_path: Path) -> None:
     """Each gets the lock, one at a time."""
-    with holder(tmp_path, tmp_path) as process:
+    with holding_build_lock(tmp_path, tmp_path) as process:
         waiters = [Waiter(tmp_path, tmp_path) for _ in range(3)]
         for waiter in waiters:
             await waiter.until_waiting()
@@ -186,7 +145,7 @@ async def test_several_wait_in_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", ["state", "root"])
 async def test_other_trees_and_other_target_directories_do_not_wait(tmp_path: Path, other: str) -> None:
     """Both together are what the lock is for."""
-    with holder(tmp_path / "state", tmp_path / "root"):
+    with holding_build_lock(tmp_path / "state", tmp_path / "root"):
         state_dir, root = tmp_path / "state", tmp_path / "root"
         if other == "state":
             state_dir = tmp_path / "other"
@@ -200,7 +159,7 @@ async def test_tree_is_the_same_by_another_path(tmp_path: Path) -> None:
     """A symbolic link to the tree leads to the same lock."""
     (tmp_path / "root").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "root")
-    with holder(tmp_path / "state", tmp_path / "root") as process:
+    with holding_build_lock(tmp_path / "state", tmp_path / "root") as process:
         waiter = Waiter(tmp_path / "state", tmp_path / "link")
         await waiter.until_waiting()
         let_go(process)
@@ -209,11 +168,11 @@ async def test_tree_is_the_same_by_another_path(tmp_path: Path) -> None:
 
 async def test_lock_that_was_removed_by_cargo_clean_is_made_anew(tmp_path: Path) -> None:
     """Who waited for a file that is gone does not take it for the lock."""
-    with holder(tmp_path / "state", tmp_path) as process:
+    with holding_build_lock(tmp_path / "state", tmp_path) as process:
         waiter = Waiter(tmp_path / "state", tmp_path)
         await waiter.until_waiting()
         shutil.rmtree(tmp_path / "state")
-        with holder(tmp_path / "state", tmp_path) as second:
+        with holding_build_lock(tmp_path / "state", tmp_path) as second:
             let_go(process)
             await until(lambda: any("->" in line for line in waits_of(helpers())))
             assert not waiter.entered.is_set()

@@ -1,7 +1,9 @@
 """How builds are held to their part of the machine."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +13,9 @@ import pytest
 from hotpatchd.core.errors import UsageError
 from hotpatchd.daemon.control_group import BuildGroup, delegated_group, mount_point
 from hotpatchd.daemon.guardian import start_time
-from hotpatchd.daemon.limits import Limits
+from hotpatchd.daemon.limits import Limits, own_delegated_group
 from hotpatchd.daemon.processes import caring, run_process
-from tests.daemon.test_processes import is_running, until
+from tests.daemon.test_processes import is_running
 
 PROCESSORS = len(os.sched_getaffinity(0))
 OWN = "/user.slice/user@0.service/app.slice/editor.scope"
@@ -106,29 +108,57 @@ def test_groups_of_dead_daemons_are_removed(mount: Path, name: str) -> None:
     assert all(directory.exists() for directory in others)
 
 
-@pytest.fixture
-def real_parent() -> Iterator[Path]:
-    """A control group of the kernel's own hierarchy in which groups can be made; its `cpu` controller is not needed."""
-    mount = mount_point()
-    if mount is None or not os.access(mount / "cgroup.procs", os.W_OK):
-        pytest.skip("this user may make no control group here")
-    parent = mount / f"hotpatchd-test.{os.getpid()}"
-    parent.mkdir()
-    yield parent
-    for left in (*parent.iterdir(), parent):
-        if left.is_dir():
-            left.rmdir()
-
-
-async def test_kernel_group_has_what_was_started_and_takes_it_along(real_parent: Path) -> None:
-    """Children that are there already are moved, too; removing the group ends all."""
-    group = BuildGroup(real_parent)
-    group.directory.mkdir()
-    with subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"]) as shell:  # noqa: ASYNC220
+@contextlib.contextmanager
+def shell_with_children() -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A shell with two children, once both are there."""
+    with subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True) as shell:
         children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children")
-        await until(lambda: len(children.read_text().split()) == 2)
-        pids = {shell.pid, *map(int, children.read_text().split())}
+        while len(pids := [int(pid) for pid in children.read_text().split()]) < 2:
+            assert shell.poll() is None
+        try:
+            yield shell, pids
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+
+
+def test_processes_that_a_process_has_started_are_taken_along(tmp_path: Path) -> None:
+    """Each is written into the group by itself, as the kernel wants it, parents first."""
+    group = BuildGroup(tmp_path)
+    group.directory.mkdir()
+    os.mkfifo(group.directory / "cgroup.procs")
+    reader = os.open(group.directory / "cgroup.procs", os.O_RDONLY | os.O_NONBLOCK)
+    with shell_with_children() as (shell, children):
         group.take(shell.pid)
+        assert os.read(reader, 4096).decode() == "".join(map(str, (shell.pid, *children)))
+    os.close(reader)
+
+
+def test_hierarchy_without_limits_is_not_used(tmp_path: Path) -> None:
+    """A note tells of it; nothing is left there."""
+    with Limits(find_group=lambda: tmp_path) as limits:
+        assert limits.group is None
+        assert "no control group" in limits.note
+    assert not list(tmp_path.iterdir())
+
+
+def kernel_parent() -> Path | None:
+    """A control group of the kernel's hierarchy in which this user can make others; None where there is none."""
+    mount = mount_point()
+    at_top = mount if mount and os.access(mount / "cgroup.procs", os.W_OK) else None
+    return own_delegated_group() or at_top
+
+
+@pytest.mark.skipif(kernel_parent() is None, reason="this user may make no control group here")
+async def test_group_of_the_kernel_ends_what_is_in_it() -> None:
+    """Removing it kills what was moved into it, children that were there before included."""
+    parent = kernel_parent()
+    assert parent is not None
+    group = BuildGroup(parent)
+    group.directory.mkdir()
+    with shell_with_children() as (shell, children):
+        group.take(shell.pid)
+        pids = {shell.pid, *children}
         assert {int(pid) for pid in (group.directory / "cgroup.procs").read_text().split()} == pids
         # Only its parent can take a killed process out of the group.
         removing = asyncio.create_task(asyncio.to_thread(group.remove))
@@ -136,16 +166,6 @@ async def test_kernel_group_has_what_was_started_and_takes_it_along(real_parent:
         await removing
     assert not group.directory.exists()
     assert not any(is_running(pid) for pid in pids)
-
-
-async def test_kernel_group_without_a_limit_is_not_used(real_parent: Path) -> None:
-    """A hierarchy that does not limit processors is told of in a note; nothing is left there."""
-    if (real_parent / "cpu.stat").exists() and "cpu" in (real_parent / "cgroup.controllers").read_text().split():
-        pytest.skip("this hierarchy limits processors")
-    with Limits(find_group=lambda: real_parent) as limits:
-        assert limits.group is None
-        assert "no control group" in limits.note
-    assert not [entry for entry in real_parent.iterdir() if entry.is_dir()]
 
 
 @pytest.mark.parametrize("cpus", [0, -1, PROCESSORS + 1, 10_000])

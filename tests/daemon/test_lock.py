@@ -6,14 +6,14 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from hotpatchd.core.errors import UsageError
 from hotpatchd.daemon.lock import DaemonInfo, StateLock, read_daemon
+from tests.daemon.holding import holding
 
 HOLD = """
 import sys
@@ -26,18 +26,9 @@ with StateLock(Path(sys.argv[1])) as lock:
 """
 
 
-@contextmanager
-def holder(state_dir: Path) -> Iterator[subprocess.Popen[str]]:
+def holder(state_dir: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """Another process that holds the lock until its standard input ends."""
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(state_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+    return holding(HOLD, state_dir)
 
 
 def test_second_daemon_is_told_who_the_first_is(tmp_path: Path) -> None:
@@ -90,6 +81,7 @@ def test_daemon_json_is_for_its_owner_only(tmp_path: Path) -> None:
                 "url": "ws://127.0.0.1:1/hotpatch/1",
                 "token": "t",
                 "pid": os.getpid(),
+                "library": None,
             }
             assert sorted(entry.name for entry in tmp_path.iterdir()) == ["daemon.json", "lock"]
     finally:

@@ -5,11 +5,14 @@ import io
 import pytest
 from rich.console import Console
 
+from hotpatchd.core.crash import Crash, CrashFrame
 from hotpatchd.core.events import (
+    EditsUndone,
     EditVerdict,
     Event,
     Functions,
     Note,
+    ProgramEnded,
     RebuildFailed,
     RebuildFinished,
     Refusal,
@@ -98,6 +101,20 @@ def test_names_with_brackets_are_shown_as_they_are() -> None:
     assert shown(edit(verdict)) == ["     Patched <[u8] as app::Draw>::draw, [bold]"]
 
 
+def test_a_crash_in_patched_code_shows_its_backtrace() -> None:
+    """The edit, the thread and the cause; then the calls with a name, a repeated one once."""
+    deeper = CrashFrame(function="app::deeper", file="src/main.rs", line=7, edit=3)
+    frames = (deeper, deeper, CrashFrame(function=None, file=None, line=None, edit=None))
+    main = CrashFrame(function="app::main", file=None, line=None, edit=None)
+    crash = Crash(signal="SIGSEGV", ended_by="SIGABRT", stack_overflow=True, thread="worker", frames=(*frames, main))
+    ended = ProgramEnded(pid=7, status=-6, signal="SIGABRT", edit=3, functions=("app::deeper",), crash=crash)
+    assert shown(ended) == [
+        "       Ended by SIGABRT in the code of edit 3, on thread worker (its stack was used up)",
+        "             in app::deeper at src/main.rs:7 (edit 3)",
+        "             in app::main",
+    ]
+
+
 def test_diagnostics_are_shown_as_rustc_coloured_them() -> None:
     """Escape sequences become colours, and the text is whole."""
     red = "\x1b[31merror\x1b[0m: no"
@@ -127,3 +144,15 @@ def test_a_record_is_described_like_the_verdict_that_it_was_made_from() -> None:
     verdict = Verdict(verdict="applied", functions=Functions(patched=("app::draw",)), timings_ms=TIMINGS)
     record = to_record(edit(verdict), 1.0)
     assert describe_record(record) == f"applied: {describe(verdict)}"
+
+
+@pytest.mark.parametrize(
+    ("undone", "line"),
+    [
+        (EditsUndone(edits=(3, 2), edit=1), "      Undone edit 2, 3; the code of edit 1 runs again"),
+        (EditsUndone(edits=(1,), edit=0), "      Undone edit 1; the program's own code runs again"),
+    ],
+)
+def test_an_undo_tells_what_runs_again(undone: EditsUndone, line: str) -> None:
+    """The edits that were taken back, and whose code is in force."""
+    assert shown(undone) == [line]

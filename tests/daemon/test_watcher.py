@@ -435,10 +435,8 @@ async def test_names_in_an_included_directory_are_an_input(watching: Watching, t
     ],
 )
 def test_limit_of_the_kernel_is_named_and_edits_are_seen(root: Path, limit: str, setting: str) -> None:
-    """In a user namespace that grants no more of them, the watcher says so and polls.
-
-    Source: namespaces(7), "/proc/sys/user": limits of a user namespace.
-    """
+    """In a user namespace that grants no more of them, the watcher says so and polls."""
+    # Source: namespaces(7), "/proc/sys/user": limits of a user namespace.
     for number in range(3):
         (root / f"src/d{number}").mkdir()
     script = (

@@ -158,6 +158,7 @@ def test_patch_has_its_documented_form() -> None:
         detours=(core.Detour(from_addr=4, to_addr=5, size=80),),
         thread_locals=(core.ThreadLocalImage(offset=-8, data="00ff"),),
         elf="/path/of/the/linked/patch",
+        idle=(core.Idle(from_addr=4, size=80, symbol="app::State", detail="…"),),
     )
     assert json.loads(wire.encode(wire.patch_message(3, patch))) == {
         "type": "patch",
@@ -171,6 +172,7 @@ def test_patch_has_its_documented_form() -> None:
         "eh_frame": {"addr": 3, "size": 400},
         "detours": [{"from": 4, "to": 5, "size": 80}],
         "thread_locals": [{"offset": -8, "data": "00ff"}],
+        "idle": [{"from": 4, "size": 80, "symbol": "app::State", "detail": "…"}],
         "elf": "/path/of/the/linked/patch",
     }
 

@@ -51,8 +51,8 @@ def test_program_from_another_build_is_left_alone(single: Project, tmp_path: Pat
 
 @pytest.fixture
 def own_linker(single: Project) -> Path:
-    """Makes the project link with a script of its own, and returns the script."""
-    linker = single.root / "linker.sh"
+    """Makes the project link with a script that lies outside of it, and returns the script."""
+    linker = single.root.with_name("linker.sh")
     linker.write_text('#!/bin/sh\nexec cc "$@"\n')
     linker.chmod(0o755)
     (single.root / ".cargo").mkdir()

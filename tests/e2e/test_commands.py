@@ -49,6 +49,13 @@ def test_trigger_without_a_change(session: Session) -> None:
     assert not [event for event in session.events()[mark:] if event["event"] == "edit.settled"]
 
 
+def test_trigger_of_a_misspelt_file(session: Session) -> None:
+    """`trigger FILE` fails for a file that is not there and never was, and names it."""
+    triggered = session.cli("trigger", "src/mian.rs")
+    assert triggered.returncode != 0
+    assert "src/mian.rs" in triggered.stderr
+
+
 def test_trigger_after_a_save(session: Session) -> None:
     """`trigger FILE` right after a save leads to one edit, not two."""
     saved = session.edit(MAIN, "    left + right", "    left * right")

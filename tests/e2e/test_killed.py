@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.build_lock import held_build_lock, let_go
+from tests.daemon.holding import holding_build_lock, let_go
 from tests.e2e.harness import START_WITHIN_S, Session
 from tests.e2e.program import Project, wait_for
 
@@ -124,7 +124,7 @@ def test_killed_while_idle(single: Project) -> None:
 
 def test_killed_while_it_waited_for_another_build(single: Project) -> None:
     """Nobody waits in its place, and the other build still has its lock."""
-    with held_build_lock(single) as holder, Session(single) as session:
+    with holding_build_lock(single.state, single.root) as holder, Session(single) as session:
         session.daemon.wait_text(f"process {holder.pid} ", within_s=START_WITHIN_S)
         kill(session)
         assert holder.poll() is None

@@ -51,6 +51,22 @@ def test_a_restart_begins_anew_with_the_edits_built_in(single: Project) -> None:
         assert not Path(f"/proc/{first}").exists()
 
 
+def test_restarts_do_not_pile_up_open_files(single: Project) -> None:
+    """The daemon has as many files open after several restarts as after one."""
+    with Session(single) as session:
+        session.wait_started()
+
+        def open_after_restart() -> int:
+            mark = len(session.events())
+            assert session.cli("restart").returncode == 0
+            wait_ready_again(session, after=mark)
+            files = Path(f"/proc/{session.cli_json('status')['pid']}/fd")
+            return sum(os.readlink(file).endswith(".rlib") for file in files.iterdir() if file.is_symlink())
+
+        first = open_after_restart()
+        assert min(open_after_restart() for _ in range(3)) <= first
+
+
 def test_a_restart_that_does_not_build_leaves_the_program(single: Project) -> None:
     """The command fails with cargo's exit status, the program goes on, and the next edit is applied."""
     with Session(single) as session:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 
-from tests.e2e.build_lock import held_build_lock, let_go
+from tests.daemon.holding import holding_build_lock, let_go
 from tests.e2e.harness import START_WITHIN_S, Session
 from tests.e2e.program import Project, assert_continuous
 
@@ -89,7 +89,7 @@ def test_daemon_and_cargo_at_the_same_time(single: Project) -> None:
 
 def test_wait_for_another_build_is_told(single: Project) -> None:
     """By process; the program starts when the other build has ended."""
-    with held_build_lock(single) as holder, Session(single) as session:
+    with holding_build_lock(single.state, single.root) as holder, Session(single) as session:
         session.daemon.wait_text(f"process {holder.pid} ", within_s=START_WITHIN_S)
         let_go(holder)
         session.wait_started()
@@ -97,7 +97,7 @@ def test_wait_for_another_build_is_told(single: Project) -> None:
 
 def test_sources_that_change_while_waiting_are_built(single: Project) -> None:
     """The change is told, and is in the program from its start."""
-    with held_build_lock(single) as holder, Session(single) as session:
+    with holding_build_lock(single.state, single.root) as holder, Session(single) as session:
         session.daemon.wait_text(f"process {holder.pid} ", within_s=START_WITHIN_S)
         session.edit(MAIN, 'String::from("first")', 'String::from("second")')
         let_go(holder)
@@ -115,7 +115,7 @@ def test_branch_that_is_switched_while_waiting_is_built(single: Project) -> None
     (single.root / MAIN).write_text(single.replaced(MAIN, 'String::from("first")', 'String::from("feature")'))
     git(single, "commit", "-a", "-m", "second")
     git(single, "checkout", "main")
-    with held_build_lock(single) as holder, Session(single) as session:
+    with holding_build_lock(single.state, single.root) as holder, Session(single) as session:
         session.daemon.wait_text(f"process {holder.pid} ", within_s=START_WITHIN_S)
         git(single, "checkout", "feature")
         let_go(holder)
@@ -129,7 +129,7 @@ def test_branch_that_is_switched_while_waiting_is_built(single: Project) -> None
 def test_tree_that_cannot_be_checked_is_built_as_if_all_had_changed(single: Project) -> None:
     """The reason is told."""
     (single.root / ".git").mkdir()
-    with held_build_lock(single) as holder, Session(single) as session:
+    with holding_build_lock(single.state, single.root) as holder, Session(single) as session:
         session.daemon.wait_text(f"process {holder.pid} ", within_s=START_WITHIN_S)
         let_go(holder)
         line = session.daemon.wait_text("cannot tell what changed while waiting", within_s=START_WITHIN_S)

@@ -67,14 +67,17 @@ def test_file_that_is_compiled_in_applies(
 
 @pytest.mark.parametrize("kind", RESTART)
 def test_file_that_needs_a_full_build(kind: str, workspace: Session) -> None:
-    """The verdict is `restart` and names the file; the program goes on, and takes edits of code again afterwards."""
+    """The verdict is `restart` and names the file; the program goes on, and put back the file makes no difference."""
     start = len(workspace.daemon.app_lines())
     saved = workspace.edit(*RESTART[kind])
     verdict = workspace.wait_verdict(saved)
     assert verdict.verdict == "restart"
     assert str(saved.file) in [refusal["symbol"] for refusal in verdict.refusals]
     workspace.daemon.wait_line("after the verdict")
+    mark = len(workspace.events())
     put_back(workspace)
+    assert set(workspace.verdicts(after=mark)) == {"unchanged"}
+    assert workspace.cli_json("status")["restart_needed_for"] == {}
     workspace.apply(TIP, "    61", "    62")
     workspace.daemon.wait_value("own", "62")
     assert_continuous(workspace.daemon.app_lines()[start:])

@@ -152,7 +152,6 @@ class Load:
         """When each request began, how long it took (seconds), and what it was."""
         self._failure: BaseException | None = None
         self._over = False
-        self._first_order = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:

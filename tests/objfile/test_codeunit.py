@@ -85,14 +85,11 @@ def refers_to_promoted(objects: BuildObjects) -> set[str]:
 
 @pytest.mark.parametrize("opt_level", [0, 3])
 def test_a_comment_moves_functions_with_panic_locations_and_no_others(build: Build, opt_level: int) -> None:
-    """Lines added above change the strict digest of what can panic, and no blind digest.
-
-    Promoted symbols are named by a hash of their module's debug info too; their content is out of sight, so that
-    their users differ.
-    """
+    """Lines added above change the strict digest of what can panic, and no blind digest."""
     commented = PROGRAM.replace("#[inline(never)] fn even", "// about even\n\n#[inline(never)] fn even")
     before = build(PROGRAM, opt_level)
     changed, moved = differing(before, build(commented, opt_level))
+    # Symbols of promoted constants are named by a hash of the debug info, too, and their content is out of sight.
     assert changed <= refers_to_promoted(before)
     assert "pick" in moved
     assert not moved & {"plain", "twice", "limited", "farewell"}
