@@ -363,9 +363,12 @@ class Patcher:
                     new += [found.name for found in kept.unit.definitions_in(section) if self._is_own(found.name)]
         if not new:
             return
-        state = self.baseline.state_names() | {
-            name for name, found in session.symbols.items() if found.kind != "function"
-        }
+        edited = {
+            unit.name for unit in objects.changed_since(self.baseline)
+        } | self.baseline.files.keys() - objects.files
+        baseline = [self.baseline.unit(name) for name in sorted(edited & self.baseline.files.keys())]
+        state = {name for unit in baseline for name, found in unit.exports.items() if found.kind != "function"}
+        state |= {name for name, found in session.symbols.items() if found.kind != "function"}
         for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
             yield Refusal(
                 symbol=name,
