@@ -14,6 +14,8 @@ from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import Fingerprint
 from hotpatchd.objfile.units import ObjectUnit, open_unit
 
+_READ_WHOLE = 1 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectFile:
@@ -45,7 +47,9 @@ def open_object(name: str, path: Path, *, is_optimised: bool) -> ObjectUnit:
     """
     try:
         with path.open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # A map keeps a descriptor, of which there may be 1024: most objects are small, and many are kept.
+            is_large = os.fstat(file.fileno()).st_size > _READ_WHOLE
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if is_large else file.read()
     except (OSError, ValueError) as error:
         raise ObjectError(f"cannot read the object {path}: {error}") from error
     return open_unit(data, name, origin=os.fspath(path), from_archive=False, shares_locals=not is_optimised)

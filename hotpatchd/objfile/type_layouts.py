@@ -395,6 +395,8 @@ class _Types:
         )
         self._layouts.setdefault(path, set()).add(layout)
         parts = {one.type for one in fields} | {one.type for variant in variants for one in variant.fields}
+        # `Vec<T>` leads to values by a pointer that does not say to what.
+        parts |= {self._type(one) for one in entry.children if one.tag == _GENERIC}
         self._parts.setdefault(path, set()).update(parts - {""})
 
     def _tags(self, entry: _Entry) -> Iterator[Field]:
