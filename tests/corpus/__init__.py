@@ -1,0 +1,1 @@
+"""Edits of real shapes, each with the one outcome that is allowed."""

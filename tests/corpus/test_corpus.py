@@ -1,0 +1,79 @@
+"""Each edit of the corpus has the one outcome that is allowed, and so has its reverse."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.corpus.__main__ import README, readme
+from tests.corpus.cases import Case, read_cases
+from tests.corpus.program import CorpusSession, write_program
+from tests.e2e.harness import SharedSession
+from tests.e2e.program import Project
+
+CASES = read_cases()
+DEPENDENCIES = {"crates": {"ctor": "0.4", "inventory": "0.3", "linkme": "0.3"}}
+"""Kinds whose cases need crates; each is a program of its own."""
+
+FindProgram = Callable[[str, int], SharedSession]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindProgram]:
+    """Finds or starts the program of a kind of cases, at an optimisation level."""
+    sessions: dict[tuple[str, int], SharedSession] = {}
+
+    def find(kind: str, level: int) -> SharedSession:
+        alone = kind if kind in DEPENDENCIES else ""
+
+        def start() -> CorpusSession:
+            directory = tmp_path_factory.mktemp("corpus")
+            cases = [
+                case
+                for case in CASES
+                if level in case.levels and (case.kind == alone if alone else case.kind not in DEPENDENCIES)
+            ]
+            write_program(cases, level, directory / "sources", DEPENDENCIES.get(kind, {}))
+            return CorpusSession(Project(directory / "sources", directory / "program"))
+
+        return sessions.setdefault((alone, level), SharedSession(start))
+
+    yield find
+    for session in sessions.values():
+        session.end()
+
+
+@pytest.mark.parametrize(
+    ("level", "case"),
+    [
+        pytest.param(level, case, id=f"{case.kind}-{case.name}-{level}")
+        for level in (0, 1, 3)
+        for case in CASES
+        if level in case.levels
+    ],
+)
+def test_edit_has_its_outcome(level: int, case: Case, programs: FindProgram) -> None:
+    """The verdict is the allowed one and says why, and the same process shows what the case allows."""
+    with programs(case.kind, level).borrow() as session:
+        assert isinstance(session, CorpusSession)
+        before = session.show(case)
+        verdict = session.make(case)
+        after = session.show(case)
+        back = session.make(case, reverse=True)
+        reverted = session.show(case)
+        told = f"{verdict.refusals} {verdict.notes}"
+        seen = (verdict.verdict, tuple(word for word in case.told if word in told), (before, after, reverted))
+        assert seen == (case.verdict, case.told, case.values), verdict
+        assert back.verdict == ("applied" if case.verdict == "applied" else "unchanged"), back
+
+
+def test_readme_is_current() -> None:
+    """The table in the corpus's README is that of the cases: `python -m tests.corpus` writes it."""
+    assert README.read_text() == readme(CASES)
+
+
+def test_broken_case_is_told(tmp_path: Path) -> None:
+    """A case whose verdict does not exist is named."""
+    (tmp_path / "kind.txt").write_text("== name | 0 | perhaps | 1 -> 2\nIt is.\n fn f() {}\n")
+    with pytest.raises(ValueError, match="kind/name"):
+        read_cases(tmp_path)
