@@ -373,7 +373,7 @@ class Patcher:
             yield Refusal(
                 symbol=name,
                 reason="static_changed",
-                detail="the definition of its type changed, and with it its symbol, so its value would be lost; restart",
+                detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
             )
 
     async def _link(self, session: Session, plan: _Plan) -> tuple[Image, Path]:
