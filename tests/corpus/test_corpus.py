@@ -1,5 +1,6 @@
 """Each edit of the corpus has the one outcome that is allowed, and so has its reverse."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from tests.e2e.program import Project
 CASES = read_cases()
 DEPENDENCIES = {"crates": {"ctor": "0.4", "inventory": "0.3", "linkme": "0.3"}}
 """Kinds whose cases need crates; each is a program of its own."""
+
+LEVELS = tuple(map(int, os.environ.get("HOTPATCHD_CORPUS_LEVELS", "0").split(",")))
+"""The optimisation levels to run at: the optimised ones take three more minutes."""
 
 FindProgram = Callable[[str, int], SharedSession]
 
@@ -47,7 +51,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindProgram]:
     ("level", "case"),
     [
         pytest.param(level, case, id=f"{case.kind}-{case.name}-{level}")
-        for level in (0, 1, 3)
+        for level in LEVELS
         for case in CASES
         if level in case.levels
     ],
