@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -29,7 +29,7 @@ from hotpatchd.daemon.cargo_config import user_jobs
 from hotpatchd.daemon.doctor import examine
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.explain import explain_crate
-from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
+from hotpatchd.daemon.fatbuild import Workspace, load_workspace, tracer_for
 from hotpatchd.daemon.limits import Limits
 from hotpatchd.daemon.lock import read_daemon
 from hotpatchd.daemon.power import is_on_battery
@@ -38,7 +38,6 @@ from hotpatchd.daemon.program import client_environ, client_for
 from hotpatchd.daemon.report import Terminal, describe_record
 from hotpatchd.daemon.server import parse_address
 from hotpatchd.daemon.supervisor import Daemon, Options
-from hotpatchd.daemon.tracing import find_tracer, scope_of
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _INTERRUPTED = 130
@@ -245,20 +244,14 @@ def build(cpus: int | None, **given: Any) -> None:
     async def work() -> int:
         where: dict[str, Any] = {"cwd": Path.cwd(), "environ": os.environ}
         workspace = await load_workspace(selection, **where)
-        state_dir = workspace.state_dir
 
         def tell(text: str) -> None:
             click.echo(f"note: {text}", err=True)
 
-        def build_it(workspace: Workspace) -> Awaitable[FatBuild]:
-            return fat_build(selection, workspace, state_dir, waiting=tell, tracer=tracer, **where)
-
         most_jobs = user_jobs(os.cpu_count() or 1, **where)
         with caring(Limits(cpus, most_jobs=most_jobs)):
-            rustc = Path(os.environ.get("RUSTC", "rustc"))
-            scope = scope_of(workspace.source_dirs, workspace.output_dirs)
-            tracer = await find_tracer(rustc, scope, state_dir / "captures", tell)
-            fat = await build_in_turn(build_it, selection, workspace, state_dir, tell=tell, **where)
+            tracer = await tracer_for(workspace, environ=os.environ, notice=tell)
+            fat = await build_in_turn(selection, workspace, workspace.state_dir, tracer=tracer, tell=tell, **where)
         for problem in fat.problems:
             click.echo(f"warning: {problem.reason}; it was ignored", err=True)
         return 0

@@ -26,6 +26,7 @@ from hotpatchd.core.messages import (
     ScheduleBackground,
     StartAgain,
 )
+from hotpatchd.core.session import Session
 from hotpatchd.core.state import Restart, Result, State, then
 
 PANICKED = 101
@@ -73,11 +74,14 @@ def _without_clients(state: State) -> State:
     return replace(state, sessions={}, late=frozenset())
 
 
+def lost_client(session: Session) -> Emit:
+    """Tell that a client is not there any more."""
+    hello = session.hello
+    return Emit(event=events.ClientLost(client=session.client, pid=hello.pid, target=hello.target))
+
+
 def _lost_clients(state: State) -> tuple[Emit, ...]:
-    return tuple(
-        Emit(event=events.ClientLost(client=number, pid=session.hello.pid, target=session.hello.target))
-        for number, session in state.sessions.items()
-    )
+    return tuple(map(lost_client, state.sessions.values()))
 
 
 def fully_built(state: State, event: FullyBuilt) -> Result:

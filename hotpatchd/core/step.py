@@ -28,7 +28,6 @@ from hotpatchd.core import lifecycle
 from hotpatchd.core.client import Hello, Refused
 from hotpatchd.core.events import (
     ClientConnected,
-    ClientLost,
     EditSettled,
     EditsUndone,
     EditVerdict,
@@ -382,11 +381,7 @@ def _left(state: State, event: Left) -> Result:
         return state, ()
     sessions = {number: kept for number, kept in state.sessions.items() if number != event.client}
     state = replace(state, sessions=sessions, late=state.late - {event.client})
-    hello = session.hello
-    told: Result = (
-        state,
-        (Emit(event=ClientLost(client=event.client, pid=hello.pid, target=hello.target)),),
-    )
+    told: Result = state, (lifecycle.lost_client(session),)
     if event.client not in state.awaited:
         return told
     refusals = _union(state.outcome.refusals, (CLIENT_LOST,))

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,10 +15,11 @@ from hotpatchd.core.errors import BuildError
 from hotpatchd.core.freshness import Judgement, StampFailed, TreeStamp, judge
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon import logs
-from hotpatchd.daemon.fatbuild import FatBuild, Workspace, load_workspace
+from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
 from hotpatchd.daemon.lock import Holder, LockFile
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.daemon.source_tree import source_files, take_stamp
+from hotpatchd.daemon.tracing import Tracer
 
 # An `flock` lock belongs to the open file, not to the process: a helper that was given the file waits for all who
 # have it, and can be killed, which a thread that waits cannot.
@@ -27,24 +28,26 @@ _log = structlog.get_logger()
 
 
 async def build_in_turn(
-    build: Callable[[Workspace], Awaitable[FatBuild]],
     selection: CargoSelection,
     workspace: Workspace,
     state_dir: Path,
     *,
     cwd: Path,
     environ: Mapping[str, str],
+    tip_args: Sequence[str] = (),
+    tracer: Tracer | None,
     tell: Callable[[str], None],
 ) -> FatBuild:
     """Build when no other daemon does; what changed while waiting for one is taken into account.
 
     Args:
-        build: does it, given the workspace as it is then.
         selection: what is built.
         workspace: of `load_workspace`, for the same selection.
         state_dir: the daemon's directory.
         cwd: where cargo runs.
         environ: cargo's environment.
+        tip_args: as for `fat_build`.
+        tracer: as for `fat_build`.
         tell: is told who is waited for, and what changed meanwhile.
 
     Returns:
@@ -69,7 +72,16 @@ async def build_in_turn(
             tell(lock.news.message)
         if lock.news.may_change_workspace:
             workspace = await load_workspace(selection, cwd=cwd, environ=environ)
-        return await build(workspace)
+        return await fat_build(
+            selection,
+            workspace,
+            state_dir,
+            cwd=cwd,
+            environ=environ,
+            tip_args=tip_args,
+            waiting=tell,
+            tracer=tracer,
+        )
 
 
 class BuildLock:

@@ -16,6 +16,7 @@ from hotpatchd.core.depinfo import parse_dep_info
 from hotpatchd.core.errors import CaptureError
 from hotpatchd.core.thinplan import ThinCrate
 from hotpatchd.core.trace import Trace
+from hotpatchd.daemon import logs
 from hotpatchd.daemon.compiler import Compiled, CrateCompiler, objects_dir
 from hotpatchd.daemon.object_cache import Entry, ObjectCache
 from hotpatchd.daemon.tracing import Tracer
@@ -132,7 +133,7 @@ class CachingCompiler:
                 stamps={path: _stamps(path) for path in known},
             )
         except OSError as error:
-            _log.warning("cache.unusable", crate=crate.name, error=str(error))
+            _log.warning(logs.CACHE_UNUSABLE, crate=crate.name, error=str(error))
             return None
 
     def _command(self, crate: ThinCrate) -> str:
@@ -166,7 +167,7 @@ class CachingCompiler:
                     return taken
                 self._cache.drop(key)
         except OSError as error:
-            _log.warning("cache.restore_failed", crate=crate.name, error=str(error))
+            _log.warning(logs.CACHE_RESTORE_FAILED, crate=crate.name, error=str(error))
         return None
 
     def _take_out(self, crate: ThinCrate, entry: Entry) -> Compiled | None:
@@ -217,7 +218,7 @@ class CachingCompiler:
             self._cache.store(result_key(start.command, digests), outputs, msgspec.json.encode(note).decode())
             self._cache.remember(start.command, _SEPARATOR.join(inputs))
         except (OSError, CaptureError) as error:
-            _log.warning("cache.store_failed", crate=crate.name, error=str(error))
+            _log.warning(logs.CACHE_STORE_FAILED, crate=crate.name, error=str(error))
 
     def _digests(self, paths: Sequence[str], now_ns: int) -> dict[str, str]:
         return {path: self._cache.digests.of_source(path, now_ns) for path in paths}

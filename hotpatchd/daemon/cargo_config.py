@@ -11,6 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 
+def rustc_of(environ: Mapping[str, str]) -> str:
+    """The compiler that cargo runs."""
+    return environ.get("RUSTC") or "rustc"
+
+
 def config_files(cwd: Path, environ: Mapping[str, str]) -> Iterator[Path]:
     """Cargo's configuration files that are there, the strongest first."""
     home = Path(environ.get("CARGO_HOME") or Path(environ.get("HOME", "/")) / ".cargo")

@@ -16,7 +16,7 @@ from hotpatchd.core.errors import BuildError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
 from hotpatchd.daemon.cargo import run_cargo
-from hotpatchd.daemon.cargo_config import user_wrapper
+from hotpatchd.daemon.cargo_config import rustc_of, user_wrapper
 from hotpatchd.daemon.full_build import (
     FullBuildInputs,
     ScriptRun,
@@ -26,7 +26,7 @@ from hotpatchd.daemon.full_build import (
     make_outdated,
     outdated_scripts,
 )
-from hotpatchd.daemon.tracing import Tracer
+from hotpatchd.daemon.tracing import Tracer, find_tracer, scope_of
 
 _SHIM = "hotpatchd_rustc_wrapper.py"
 
@@ -208,6 +208,20 @@ async def load_workspace(selection: CargoSelection, *, cwd: Path, environ: Mappi
         spills=spills,
         hot_call_crates=HOT_CALL_CRATES & {p["name"] for p in record["packages"] if p["id"] in resolved},
     )
+
+
+async def tracer_for(
+    workspace: Workspace, *, environ: Mapping[str, str], notice: Callable[[str], None]
+) -> Tracer | None:
+    """What writes down which files of a workspace builds read; None where nothing can.
+
+    Args:
+        workspace: what is built.
+        environ: cargo's environment.
+        notice: is told why there is none, where there could be one.
+    """
+    scope = scope_of(workspace.source_dirs, workspace.output_dirs)
+    return await find_tracer(Path(rustc_of(environ)), scope, workspace.state_dir / "captures", notice)
 
 
 async def fat_build(

@@ -15,7 +15,7 @@ from hotpatchd.core.errors import BuildError, HotpatchdError, UsageError
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.library import ProgramSymbols
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
-from hotpatchd.core.linkplan import Linker
+from hotpatchd.core.linkplan import Linker, identify_linker
 from hotpatchd.core.session import Session
 from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot
@@ -26,7 +26,7 @@ from hotpatchd.daemon.crate_inputs import inputs_of
 from hotpatchd.daemon.fatbuild import BuiltProgram, FatBuild
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
-from hotpatchd.daemon.linking import LinkCache, identify, linker_version
+from hotpatchd.daemon.linking import LinkCache, linker_version
 from hotpatchd.daemon.native_libraries import static_libraries
 from hotpatchd.daemon.object_cache import ObjectCache, digest_of_file
 from hotpatchd.daemon.patcher import Patcher
@@ -49,23 +49,25 @@ class Built:
     Args:
         fat: what cargo made.
         snapshot: the text of the sources when it ended.
-        full_build: files whose edit needs a full build, with what they are.
-        digests: of these files' texts, as far as they can be read.
+        digests: of the texts of the files whose edit needs a full build, as far as they can be read.
         batches: how many batches of changed files there had been when cargo began.
     """
 
     fat: FatBuild
     snapshot: Snapshot
-    full_build: dict[str, str]
     digests: Mapping[str, str]
     batches: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTools:
-    """What images are made with; programs that take them may also be patched by their own jump tables."""
+    """What images are made with; programs that take them may also be patched by their own jump tables.
+
+    `linker_version` is what the linker says of itself, by which `linker` is told.
+    """
 
     host: HostIndex
+    linker_version: str
     linker: Linker
     carriers: CarrierLinker
     hot_calls: JumpTableClients
@@ -133,7 +135,8 @@ class Host:
         native = await static_libraries(link_line) if links_client else ()
         archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
         await asyncio.to_thread(archive_set.warm)
-        links = LinkCache(cache, host=self.build_id, linker=await linker_version(link_line))
+        version = images.linker_version if images else await linker_version(link_line)
+        links = LinkCache(cache, host=self.build_id, linker=version)
         if images is not None:
             optimised = any(opt_level_of(capture.argv) != "0" for capture in self.program.captures)
             self._patcher = await asyncio.to_thread(
@@ -217,7 +220,7 @@ class Generation:
         jobs: int,
     ) -> None:
         fat = self.fat = built.fat
-        self.full_build = dict(built.full_build)
+        self.full_build = dict(fat.full_build)
         self._digests = built.digests
         tips = [program.tip for program in fat.programs]
         crates = plan_thin_crates(fat.captures, tips=tips, thin_dir=str(state_dir / "thin"), ansi=ansi)
@@ -322,8 +325,14 @@ async def image_tools(
     tip, link_line = program.tip, link_line_of(program.tip)
     host = await asyncio.to_thread(host_index, program.linked, state_dir / "hosts")
     carriers = CarrierLinker(link_line, tip.triple, _compiler(tip), MACHINES[host.header.machine], state_dir)
-    linker = await identify(link_line)
-    return ImageTools(host=host, linker=linker, carriers=carriers, hot_calls=hot_calls(host, carriers))
+    version = await linker_version(link_line)
+    return ImageTools(
+        host=host,
+        linker_version=version,
+        linker=identify_linker(version),
+        carriers=carriers,
+        hot_calls=hot_calls(host, carriers),
+    )
 
 
 def link_line_of(tip: Capture) -> LinkLine:

@@ -11,6 +11,7 @@ from hotpatchd.core.cache_key import link_key
 from hotpatchd.core.errors import BuildError
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, identify_linker, plan_version_query
+from hotpatchd.daemon import logs
 from hotpatchd.daemon.object_cache import ObjectCache, digest_of_file
 from hotpatchd.daemon.processes import run_process
 
@@ -81,14 +82,14 @@ class LinkCache:
                 return True
             self._cache.drop(key)
         except OSError as error:
-            _log.warning("cache.restore_failed", file=str(output), error=str(error))
+            _log.warning(logs.CACHE_RESTORE_FAILED, file=str(output), error=str(error))
         return False
 
     def _store(self, key: str, output: Path) -> None:
         try:
             self._cache.store(key, {_LINKED: output}, copied=True)
         except OSError as error:
-            _log.warning("cache.store_failed", file=str(output), error=str(error))
+            _log.warning(logs.CACHE_STORE_FAILED, file=str(output), error=str(error))
 
 
 async def identify(line: LinkLine) -> Linker:

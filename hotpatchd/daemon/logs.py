@@ -11,6 +11,9 @@ import structlog
 
 BUILD_ABANDONED = "build.abandoned"
 BUILD_WAITED = "build.waited"
+CACHE_RESTORE_FAILED = "cache.restore_failed"
+CACHE_STORE_FAILED = "cache.store_failed"
+CACHE_UNUSABLE = "cache.unusable"
 CLIENT_CONNECTED = "client.connected"
 CLIENT_LOST = "client.lost"
 CLIENT_REJECTED = "client.rejected"

@@ -74,6 +74,7 @@ class _Plan:
     notes: tuple[Note, ...]
     thread_locals: Mapping[str, tuple[int, NewThreadLocal]]
     thread_locals_end: int
+    of_library: ModuleThreadLocals | None
     types: TypesByUnit
     idle: Mapping[str, Refusal]
     judge_ms: float
@@ -240,6 +241,7 @@ class Patcher:
             shares_constants=True,
         )
         places, places_end = _place_thread_locals(session, selection.thread_locals)
+        of_library = self._of_library(session, selection)
         started = time.perf_counter()
         types = self._judge.types(objects)
         judgement = self._judge.judge(session, types, objects, live) if selection.replaced else Judgement()
@@ -249,7 +251,7 @@ class Patcher:
             *selection.refusals,
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, differences.changed, objects),
-            *self._unreachable(session, selection),
+            *_unreachable(selection, of_library),
             *self._retyped(session, selection, objects),
         ]
         notes = edit_notes(objects, before, live)
@@ -269,6 +271,7 @@ class Patcher:
         return _Plan(
             thread_locals=places,
             thread_locals_end=places_end,
+            of_library=of_library,
             types=types,
             idle=judgement.idle,
             judge_ms=judge_ms,
@@ -339,21 +342,6 @@ class Patcher:
         offsets = {name: place.addr - block.offset(0) for name, place in found.items() if place and place.kind == "tls"}
         return ModuleThreadLocals(module=library.tls_module, offsets=offsets)
 
-    def _unreachable(self, session: Session, selection: Selection) -> Iterator[Refusal]:
-        of_library = self._of_library(session, selection)
-        if of_library is None:
-            return
-        names = frozenset(of_library.offsets)
-        for kept in selection.units:
-            assert isinstance(kept.unit, CodeUnit)
-            for name in find_unreachable(kept.unit, kept.sections, kept.host_sections, of_library=names):
-                yield Refusal(
-                    symbol=name,
-                    reason="thread_local",
-                    detail="it is a thread-local of a shared library, and reached here in a way that takes the dynamic"
-                    " loader; restart",
-                )
-
     def _retyped(self, session: Session, selection: Selection, objects: BuildObjects) -> Iterator[Refusal]:
         """State whose value would be lost: it has another symbol now, since its type changed."""
         new = [thread_local.name for thread_local in selection.thread_locals]
@@ -405,7 +393,7 @@ class Patcher:
 
     def _write_inputs(self, session: Session, plan: _Plan) -> list[str]:
         selection = plan.selection
-        of_library = self._of_library(session, selection)
+        of_library = plan.of_library
         directory = self.state_dir / "link" / session.hello.instance
         directory.mkdir(parents=True, exist_ok=True)
         paths = []
@@ -524,6 +512,21 @@ class Patcher:
             thread_locals=plan.thread_locals_end,
             copies=copies,
         )
+
+
+def _unreachable(selection: Selection, of_library: ModuleThreadLocals | None) -> Iterator[Refusal]:
+    if of_library is None:
+        return
+    names = frozenset(of_library.offsets)
+    for kept in selection.units:
+        assert isinstance(kept.unit, CodeUnit)
+        for name in find_unreachable(kept.unit, kept.sections, kept.host_sections, of_library=names):
+            yield Refusal(
+                symbol=name,
+                reason="thread_local",
+                detail="it is a thread-local of a shared library, and reached here in a way that takes the dynamic"
+                " loader; restart",
+            )
 
 
 def _new_code(image: Image, name: str) -> HostSymbol:

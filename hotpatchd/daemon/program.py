@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hotpatchd.core.errors import UsageError
 from hotpatchd.core.targets import TargetSupport, describe_target
-from hotpatchd.daemon.cargo_config import user_runner, user_rustflags
+from hotpatchd.daemon.cargo_config import rustc_of, user_runner, user_rustflags
 from hotpatchd.daemon.client_build import ClientKind, ensure_client
 from hotpatchd.daemon.processes import guard, release, run_process, starting
 from hotpatchd.daemon.report import Terminal
@@ -25,11 +25,6 @@ def native_triple() -> str:
     return f"{platform.machine()}-unknown-linux-gnu"
 
 
-def _rustc(environ: Mapping[str, str]) -> str:
-    """The compiler that cargo runs."""
-    return environ.get("RUSTC") or "rustc"
-
-
 async def target_support(triple: str, *, cwd: Path, environ: Mapping[str, str]) -> TargetSupport:
     """What can be done for programs of a target as they are built here; whether those for musl are static, rustc knows.
 
@@ -40,7 +35,7 @@ async def target_support(triple: str, *, cwd: Path, environ: Mapping[str, str]) 
         return describe_target(triple)
     flags = user_rustflags(triple, cwd=cwd, environ=environ)
     finished = await run_process(
-        [_rustc(environ), "--print", "cfg", "--target", triple, *flags], cwd=str(cwd), env=environ
+        [rustc_of(environ), "--print", "cfg", "--target", triple, *flags], cwd=str(cwd), env=environ
     )
     return describe_target(triple, crt_static=b'target_feature="crt-static"' in finished.stdout)
 
@@ -61,9 +56,9 @@ async def client_for(
     Raises:
         HotpatchdError: it cannot be had.
     """
-    rustc = shutil.which(_rustc(environ), path=environ.get("PATH"))
+    rustc = shutil.which(rustc_of(environ), path=environ.get("PATH"))
     if rustc is None:
-        raise UsageError(f"{_rustc(environ)} is not on PATH", hint="install Rust from https://rustup.rs")
+        raise UsageError(f"{rustc_of(environ)} is not on PATH", hint="install Rust from https://rustup.rs")
     triple = target or native_triple()
     with terminal.console.status("Building the client") as status:
 

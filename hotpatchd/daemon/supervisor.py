@@ -6,7 +6,7 @@ import secrets
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,7 +45,7 @@ from hotpatchd.daemon.commands import Commands
 from hotpatchd.daemon.crash_report import CrashReports
 from hotpatchd.daemon.crate_inputs import captured_files
 from hotpatchd.daemon.event_log import EventBus
-from hotpatchd.daemon.fatbuild import FatBuild, Workspace, fat_build, load_workspace
+from hotpatchd.daemon.fatbuild import FatBuild, Workspace, load_workspace, tracer_for
 from hotpatchd.daemon.generation import Built, Generation, digests_of, image_tools
 from hotpatchd.daemon.history import History
 from hotpatchd.daemon.jump_tables import JumpTableClients
@@ -58,7 +58,6 @@ from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.run_control import RunControl
 from hotpatchd.daemon.server import PatchServer
 from hotpatchd.daemon.source_tree import SOURCE_SUFFIXES
-from hotpatchd.daemon.tracing import find_tracer, scope_of
 from hotpatchd.daemon.watcher import Batch, Watcher
 from hotpatchd.objfile.host_index import HostIndex
 from hotpatchd.objfile.objects import BuildObjects
@@ -181,11 +180,10 @@ class Daemon:
             self._linked_client = await client_for(self._triple, options.environ, self.terminal, kind="linked")
         elif self._support.client == "preload" and program is not None and options.protocol != "dioxus":
             preloaded = await client_for(self._triple, options.environ, self.terminal)
-        self._tracer = await find_tracer(
-            Path(options.environ.get("RUSTC", "rustc")),
-            scope_of(self.workspace.source_dirs, self.workspace.output_dirs),
-            self.state_dir / "captures",
-            lambda text: self.terminal.say("Warning", text, "bold yellow"),
+        self._tracer = await tracer_for(
+            self.workspace,
+            environ=options.environ,
+            notice=lambda text: self.terminal.say("Warning", text, "bold yellow"),
         )
         self._run = RunControl(
             args=program,
@@ -290,26 +288,14 @@ class Daemon:
         if self._built:
             # Its manifests may name other packages than at first.
             self.workspace = await load_workspace(options.selection, cwd=options.cwd, environ=options.environ)
-
-        def build(workspace: Workspace) -> Awaitable[FatBuild]:
-            return fat_build(
-                options.selection,
-                workspace,
-                self.state_dir,
-                cwd=options.cwd,
-                environ=options.environ,
-                tip_args=self._tip_args(),
-                waiting=self._tell_waiting,
-                tracer=self._tracer,
-            )
-
         fat = await build_in_turn(
-            build,
             options.selection,
             self.workspace,
             self.state_dir,
             cwd=options.cwd,
             environ=options.environ,
+            tip_args=self._tip_args(),
+            tracer=self._tracer,
             tell=self._tell_waiting,
         )
         self.workspace = fat.workspace
@@ -332,15 +318,14 @@ class Daemon:
         while True:
             batches = self._batches
             fat = await self._fat_build()
-            full_build = dict(fat.full_build)
             sources = {file for capture in fat.captures for file in captured_files(capture)}
             snapshot = await asyncio.to_thread(take_snapshot, sources)
-            digests = await asyncio.to_thread(digests_of, full_build)
-            inputs = sources | full_build.keys() | fat.inputs.macro_inputs
+            digests = await asyncio.to_thread(digests_of, fat.full_build)
+            inputs = sources | fat.full_build.keys() | fat.inputs.macro_inputs
             await self._watcher.include(Path(file) for file in inputs)
             await self._rescan(())
             if inputs.isdisjoint(self._touched_since(batches)):
-                return Built(fat=fat, snapshot=snapshot, full_build=full_build, digests=digests, batches=batches)
+                return Built(fat=fat, snapshot=snapshot, digests=digests, batches=batches)
             self.terminal.say("Rebuilding", "sources changed while the program was built")
 
     def _touched_since(self, batches: int) -> set[str]:
