@@ -458,8 +458,12 @@ def restart(without_last_edit: bool, manifest_path: str | None, target_dir: str 
     result = _call(manifest_path, target_dir, "restart", without_last=without_last_edit)
     if as_json:
         _print_json(result)
+    elif not result["started"]:
+        click.echo("built; its edits are told from now on to programs that are started from now on")
+    elif not without_last_edit:
+        click.echo("restarted")
     else:
-        click.echo(f"started again without the edits after edit {result['edit']}" if without_last_edit else "restarted")
+        click.echo(f"started again without the edits after edit {result['edit']}")
 
 
 @cli.command()

@@ -36,14 +36,23 @@ PANICKED = 101
 def restart_asked(state: State, event: RestartAsked) -> Result:
     """Remember the wish; it comes true as soon as nothing else is in hand. A restart that is in hand serves all."""
     requests = () if event.request is None else (event.request,)
-    if event.without_last and state.sent is None:
-        error = "no edit was sent to the program since it started, so there is none to leave out"
+    error = _unanswerable(state) if event.without_last else ""
+    if error:
         return state, tuple(Reply(request=request, result={}, error=error) for request in requests)
     if state.restart and not event.without_last:
         return replace(state, restart=replace(state.restart, requests=(*state.restart.requests, *requests))), ()
     waiting = state.wish.requests if state.wish else ()
     wish = Restart(requests=(*waiting, *requests), without_last=event.without_last)
     return replace(state, wish=wish), ()
+
+
+def _unanswerable(state: State) -> str:
+    """Why the program cannot be started without the last edit, if it cannot."""
+    if not state.policy.starts:
+        return "the daemon did not start the program, and cannot start it again; `hotpatchd undo` takes the edit back"
+    if state.sent is None:
+        return "no edit was sent to the program since it started, so there is none to leave out"
+    return ""
 
 
 def start_restart(state: State) -> Result:
@@ -62,7 +71,7 @@ def start_restart(state: State) -> Result:
             in_force=tuple(edit for edit in state.in_force if edit.edit <= before),
             crashed=False,
         )
-        replies = tuple(Reply(request=request, result={"edit": before}) for request in wish.requests)
+        replies = tuple(Reply(request=request, result={"edit": before, "started": True}) for request in wish.requests)
         return then(cancelled, (_without_clients(again), (*_lost_clients(state), StartAgain(), *replies)))
     started = Emit(event=events.BuildStarted(reason="restart"))
     restarting = replace(state, phase="restarting", restart=replace(wish, without_last=False))
@@ -113,7 +122,8 @@ def fully_built(state: State, event: FullyBuilt) -> Result:
 def baseline_ready(state: State, event: BaselineReady) -> Result:
     """Edits can be told from now on; whoever waited for a restart has it."""
     requests = state.restart.requests if state.restart else ()
-    replies = tuple(Reply(request=request, result={"edit": state.edit}) for request in requests)
+    result = {"edit": state.edit, "started": state.policy.starts}
+    replies = tuple(Reply(request=request, result=result) for request in requests)
     return replace(state, phase="idle", inputs=event.inputs, restart=None), replies
 
 

@@ -17,11 +17,13 @@ class Policy:
     """What the developer chose.
 
     Args:
+        starts: the daemon starts the program itself.
         auto_restart: start the program anew where an edit needs it, and after a crash.
         stays: go on after a crash of the program, since somebody can have it started again.
         background: bring the program's file up to date while nothing happens.
     """
 
+    starts: bool = True
     auto_restart: bool = False
     stays: bool = False
     background: bool = False

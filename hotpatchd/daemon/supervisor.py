@@ -200,6 +200,7 @@ class Daemon:
             leave=lambda: self._end(0),
         )
         policy = Policy(
+            starts=program is not None,
             auto_restart=options.auto_restart and program is not None,
             stays=program is not None and (options.auto_restart or self._run.can_ask),
             background=options.background and program is not None,

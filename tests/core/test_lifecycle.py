@@ -107,6 +107,14 @@ def test_a_restart_replaces_the_program_once_it_is_built() -> None:
     assert (state.target, state.sent, state.dirty) == (0, None, frozenset())
 
 
+def test_only_what_the_daemon_starts_is_started_without_the_last_edit() -> None:
+    """Programs that others started are brought back by an undo; whoever asks is told."""
+    told = (
+        "reply 1 the daemon did not start the program, and cannot start it again; `hotpatchd undo` takes the edit back"
+    )
+    play((asked(without_last=True), told), start=replace(PLAIN, policy=Policy(starts=False)))
+
+
 def test_a_restart_that_does_not_build_changes_nothing() -> None:
     """Edits that settled meanwhile are built as ever."""
     play(
