@@ -33,9 +33,16 @@ class BaselineReady:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilt:
-    """The thin rebuild ended. `failed` names the crates whose objects are older than their source.
+    """The thin rebuild ended.
 
-    `cancelled` says that it ended because of `CancelRebuild`.
+    Args:
+        crates: what was compiled.
+        failed: the crates whose objects are older than their source.
+        diagnostics: what the compiler said.
+        compile_ms: how long it took.
+        inputs: what the programs are made from now.
+        programs: build id → name, of the programs that have other objects now.
+        cancelled: whether it ended because of `CancelRebuild`.
     """
 
     crates: tuple[str, ...]
@@ -43,6 +50,7 @@ class Rebuilt:
     diagnostics: tuple[str, ...]
     compile_ms: float
     inputs: BuildInputs
+    programs: Mapping[str, str] = field(default_factory=dict)
     cancelled: bool = False
 
 

@@ -31,7 +31,10 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What is known so far of the edit in hand. `edit` 0 stands for "no edit": a client catches up."""
+    """What is known so far of the edit in hand. `edit` 0 stands for "no edit": a client catches up.
+
+    `not_connected` names the programs that it brings other code, and that are not there to take it.
+    """
 
     edit: int
     last_write: float = 0.0
@@ -48,6 +51,7 @@ class Outcome:
     functions: Functions = Functions()
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[Note, ...] = ()
+    not_connected: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

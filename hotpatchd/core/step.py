@@ -21,6 +21,7 @@ An undo takes edits back for all programs, also for those that connect later: th
 before, until the next edit. A client that had several edits in one patch takes that back, and gets what of it remains.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -214,7 +215,10 @@ def _rebuilt(state: State, event: Rebuilt) -> Result:
         return then(told, _carry(state))
     state = replace(state, previous=state.target, target=state.edit)
     if state.sessions:
-        return then(told, _prepare(replace(state, phase="applying", late=frozenset()), frozenset(state.sessions)))
+        connected = {session.hello.build_id for session in state.sessions.values()}
+        missing = tuple(sorted(name for build_id, name in event.programs.items() if build_id not in connected))
+        applying = replace(state, phase="applying", late=frozenset(), outcome=replace(outcome, not_connected=missing))
+        return then(told, _prepare(applying, frozenset(state.sessions)))
     if state.crashed and state.policy.auto_restart:
         return then(told, _conclude(state, "restart", (PROGRAM_ENDED,)))
     return then(told, _conclude(state, "refused", (NO_CLIENT,)))
@@ -327,7 +331,16 @@ def _done_with(state: State, client: int) -> Result:
     if refusals := state.outcome.refusals:
         is_full = any(refusal.reason in NEW_PROCESS_REASONS for refusal in refusals)
         return _conclude(state, "restart" if is_full else "refused", ())
-    return _conclude(state, "applied" if state.outcome.applied else "unchanged", ())
+    if state.outcome.applied:
+        return _conclude(state, "applied", ())
+    if missing := state.outcome.not_connected:
+        return _conclude(state, "refused", (_not_connected(missing),))
+    return _conclude(state, "unchanged", ())
+
+
+def _not_connected(programs: Sequence[str]) -> Refusal:
+    """The refusal of an edit that makes no difference to the programs that are connected, only to others."""
+    return replace(NO_CLIENT, detail=f"{', '.join(programs)} is not connected; the change is kept until it is")
 
 
 def _conclude(

@@ -553,8 +553,15 @@ class Daemon:
             _log.exception(logs.REBUILD_FAILED)
             self._dispatch(self._not_rebuilt(crates, _told(error)))
             return
+        programs = {}
         if not result.failed:
+            before = self._objects.get(self.state.target, self._objects[0])
             self._objects[self.state.edit] = result.objects
+            programs = {
+                host.build_id: host.program.executable.name
+                for host in generation.hosts
+                if any(result.objects[host.name].changed_since(before[host.name]))
+            }
         self._dispatch(
             core.Rebuilt(
                 crates=result.crates,
@@ -562,6 +569,7 @@ class Daemon:
                 diagnostics=result.diagnostics,
                 compile_ms=result.compile_ms,
                 inputs=inputs,
+                programs=programs,
             )
         )
         sent, undoable = self.state.sent, self.state.in_force[-KEPT_OBJECTS:]

@@ -238,6 +238,27 @@ def test_files_that_nothing_reads_are_no_edit() -> None:
     play((settled("notes.txt"), ""), (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"), start=ONE_CLIENT)
 
 
+def test_an_edit_of_a_program_that_is_not_connected_is_refused() -> None:
+    """It makes no difference to the program that is, and "unchanged" would be wrong."""
+    play(
+        (settled("main.rs"), "edit 1: main.rs; rebuild app"),
+        (rebuilt("app", programs={"b2": "worker"}), "compiled app; prepare 1 edit 1"),
+        (no_patch(1), "refused 1 no_client"),
+        start=ONE_CLIENT,
+    )
+
+
+def test_an_edit_of_all_programs_is_applied_where_it_can_be() -> None:
+    """One of them is connected, and has it now."""
+    play(
+        (settled("lib.rs"), "edit 1: lib.rs; rebuild lib"),
+        (rebuilt("lib", programs={"b1": "app", "b2": "worker"}), "compiled lib; prepare 1 edit 1"),
+        (patch(1, "p1"), "send p1 to 1; sent edit 1 to 1"),
+        (applied(1), "applied 1"),
+        start=ONE_CLIENT,
+    )
+
+
 def test_an_edit_without_a_client_is_refused_and_kept() -> None:
     """The program that connects next is brought up to date, without a verdict of its own."""
     play(

@@ -1,6 +1,8 @@
 """Transcripts of the daemon's decisions: what happens on the left, what is commanded on the right."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from hotpatchd.core.client import Applied, OnStack, Refused
 from hotpatchd.core.events import (
@@ -63,9 +65,21 @@ def settled(*files: str, at: float = 100.0) -> Settled:
     return Settled(files=files, last_write=at, settle_ms=20.0)
 
 
-def rebuilt(*crates: str, failed: tuple[str, ...] = (), inputs: BuildInputs = INPUTS) -> Rebuilt:
+def rebuilt(
+    *crates: str,
+    failed: tuple[str, ...] = (),
+    inputs: BuildInputs = INPUTS,
+    programs: Mapping[str, str] = MappingProxyType({}),
+) -> Rebuilt:
     """A thin rebuild ended."""
-    return Rebuilt(crates=crates, failed=frozenset(failed), diagnostics=(), compile_ms=300.0, inputs=inputs)
+    return Rebuilt(
+        crates=crates,
+        failed=frozenset(failed),
+        diagnostics=(),
+        compile_ms=300.0,
+        inputs=inputs,
+        programs=programs,
+    )
 
 
 def cancelled(*crates: str) -> Rebuilt:

@@ -49,6 +49,18 @@ def test_an_edit_of_a_shared_crate_reaches_both_programs(serving: Session, both:
     serving.wait_verdict(serving.save(SHARED, old))
 
 
+def test_an_edit_of_a_program_that_does_not_run_says_so(serving: Session) -> None:
+    """The program that runs has no such code, so nothing is unchanged by choice."""
+    file = "main/crates/app/examples/sample.rs"
+    runner = serving.attach(built(serving)["runner"])
+    old = serving.project.read(file)
+    verdict = serving.wait_verdict(serving.save(file, old.replace("top::diamond()", "top::diamond() + 1000")))
+    assert (verdict.verdict, [refusal["reason"] for refusal in verdict.refusals]) == ("refused", ["no_client"])
+    serving.wait_verdict(serving.save(file, old))
+    runner.process.kill()
+    runner.process.wait()
+
+
 def test_an_edit_of_one_program_leaves_the_other(serving: Session, both: tuple[Program, Program]) -> None:
     """Its crate is compiled, and nothing is sent to the process of the other."""
     file = "main/crates/app/examples/sample.rs"
