@@ -30,6 +30,7 @@ from rich.table import Table
 from bench.generate import EDITED_FILE, EDITED_LINE, generate, symbols_assembly
 from bench.graph import measure_graph, show_graph
 from bench.kinds import measure_kinds, show_kinds
+from bench.proof import measure_proof, show_proof
 from bench.replay import Replay, run, time_ms
 from bench.safe_point import measure_safe_point, show_safe_point
 from hotpatchd.daemon.fatbuild import install_shim
@@ -248,6 +249,7 @@ def main() -> None:
         graph = measure_graph(scratch)
         kinds = measure_kinds(scratch)
         safe_point = measure_safe_point(scratch)
+        proof = measure_proof(scratch)
     for name, figures in (("small program", small), ("large crate", large)):
         show_edits(console, name, figures)
         record[name.replace(" ", "_")] = asdict(figures) | {"limit_ms": figures.limit_ms}
@@ -255,11 +257,16 @@ def main() -> None:
     show_graph(console, graph)
     show_kinds(console, kinds)
     show_safe_point(console, safe_point)
+    show_proof(console, proof)
     record["graph"] = {kind: asdict(figures) | {"limit_ms": figures.limit_ms} for kind, figures in graph.items()}
     record["kinds"] = {kind: asdict(figures) for kind, figures in kinds.items()}
     record["safe_point"] = {
         act: {threads: asdict(figures) for threads, figures in by_threads.items()}
         for act, by_threads in safe_point.items()
+    }
+    record["proof"] = {
+        threads: {"told" if told else "untold": asdict(figures) for told, figures in by_told.items()}
+        for threads, by_told in proof.items()
     }
     record |= {"shim": asdict(shim), "symbol_index": asdict(index)}
     RESULTS.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ PROGRAM = Path(__file__).resolve().parents[1] / "tests" / "client" / "programs" 
 TARGET = "x86_64-unknown-linux-gnu"
 ACTS = {"read": "waiting in `read`", "malloc": "allocating without pause"}
 THREADS = {"read": (1, 64, 500), "malloc": (1, 64)}
-"""Of those that never rest only so many as leave the client its turn."""
-PATCHES = 100
+"""Of those that never rest only so many as leave the client, and who asks it, their turns."""
+PATCHES = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +49,9 @@ def measure_safe_point(scratch: Path) -> dict[str, dict[int, StopFigures]]:
 
 async def _stop(stage: Stage, act: str, threads: int) -> StopFigures:
     stopped_ms: list[float] = []
-    async with FakeDaemon.listening(stage.state) as daemon, stage.running("threads", act, str(threads)) as program:
+    async with FakeDaemon.listening(stage.state) as daemon, stage.running("threads") as program:
         peer = await daemon.welcome()
+        await program.ask(f"start {act} {threads}")
         image = stage.image("int replaced(int n) { return n + 1; }", peer.hello, program, answer="replaced")
         for number in range(PATCHES):
             moved = image.moved(number * peer.hello["region"]["slot_size"])

@@ -43,6 +43,8 @@ struct Segment {
 struct Import {
     slot: usize,
     addr: usize,
+    /// Whether it may be missing: then `addr` is 0.
+    weak: usize,
 }
 
 extern "C" {
@@ -105,7 +107,7 @@ unsafe fn fill(carried: &Carried) -> bool {
     }
     for index in 0..carried.import_count {
         let import = &*carried.imports.add(index);
-        if import.addr == 0 {
+        if import.addr == 0 && import.weak == 0 {
             return false;
         }
         (import.slot as *mut usize).write(import.addr);

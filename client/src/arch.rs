@@ -60,6 +60,44 @@ mod x86_64 {
         Some([0xe9, a, b, c, d])
     }
 
+    /// Whether a function seems to jump to a byte under its detour, other than the first: to a loop that begins right behind a
+    /// `push`. Bytes count that look like such a jump, whichever instruction they are of.
+    pub fn jumps_under_detour(code: &[u8]) -> bool {
+        let lands = |next: usize, distance: i32| (1..DETOUR_LEN as i64).contains(&(next as i64 + i64::from(distance)));
+        (DETOUR_LEN..code.len()).any(|at| match code[at..] {
+            [0x70..=0x7f | 0xe0..=0xe3 | 0xeb, near, ..] => lands(at + 2, i32::from(near as i8)),
+            [0xe9, a, b, c, d, ..] => lands(at + 5, i32::from_le_bytes([a, b, c, d])),
+            [0x0f, 0x80..=0x8f, a, b, c, d, ..] => lands(at + 6, i32::from_le_bytes([a, b, c, d])),
+            _ => false,
+        })
+    }
+
+    /// An entry of [`crate::proof`]: its size, where its second part begins, how far its words may be away, and how the
+    /// frame of whoever called is found in it (`DW_CFA_def_cfa rsp+8`, `DW_CFA_offset rip` at -8).
+    pub const ENTRY_LEN: u64 = 32;
+    pub const ENTRY_RECORD: u64 = 8;
+    pub const ENTRY_REACH: u64 = 1 << 31;
+    pub const ENTRY_CFA: &[u8] = &[0x0c, 7, 8, 0x90, 1];
+
+    /// Encodes an entry at `addr`. Source: System V ABI, AMD64 supplement, 3.2.1: no function gets anything in r11.
+    pub fn encode_entry(addr: u64, slot: u64, target: u64) -> Vec<u8> {
+        let mut code = Vec::with_capacity(ENTRY_LEN as usize);
+        let mut put = |opcode: &[u8], word: u64| {
+            let next = addr + (code.len() + opcode.len() + 4) as u64;
+            code.extend_from_slice(opcode);
+            code.extend_from_slice(&(word.wrapping_sub(next) as u32).to_le_bytes());
+            if code.len() < ENTRY_RECORD as usize {
+                code.resize(ENTRY_RECORD as usize, 0xcc);
+            }
+        };
+        put(&[0xff, 0x25], slot); // jmp [slot]
+        put(&[0x4c, 0x8b, 0x1d], target); // mov r11, [target]
+        put(&[0x4c, 0x89, 0x1d], slot); // mov [slot], r11
+        code.extend_from_slice(&[0x41, 0xff, 0xe3]); // jmp r11
+        code.resize(ENTRY_LEN as usize, 0xcc);
+        code
+    }
+
     /// What the calling thread's thread-locals are at fixed offsets from. Source: System V ABI, AMD64 supplement, 3.4.2.
     pub fn thread_pointer() -> u64 {
         let pointer;
@@ -157,6 +195,29 @@ mod aarch64 {
         let displacement = to.wrapping_sub(from) as i64;
         let reaches = (-(REACH as i64)..REACH as i64).contains(&displacement) && displacement % 4 == 0;
         reaches.then(|| (0x1400_0000 | (displacement >> 2) as u32 & 0x03ff_ffff).to_le_bytes())
+    }
+
+    /// Whether a function jumps to a byte under its detour, other than the first: the detour is one instruction long.
+    pub fn jumps_under_detour(_code: &[u8]) -> bool {
+        false
+    }
+
+    /// An entry of [`crate::proof`]: its size, where its second part begins, how far its words may be away, and how the
+    /// frame of whoever called is found in it (`DW_CFA_def_cfa sp+0`; the return address is in its register).
+    pub const ENTRY_LEN: u64 = 32;
+    pub const ENTRY_RECORD: u64 = 8;
+    pub const ENTRY_REACH: u64 = 1 << 20;
+    pub const ENTRY_CFA: &[u8] = &[0x0c, 31, 0];
+
+    /// Encodes an entry at `addr`. Source: Procedure Call Standard for the Arm 64-bit Architecture, section 6.1.1: x16 and
+    /// x17 may change between a call and the function.
+    pub fn encode_entry(addr: u64, slot: u64, target: u64) -> Vec<u8> {
+        let load = |at: u64, word: u64| 0x5800_0010 | (word.wrapping_sub(at) as u32 >> 2 & 0x7_ffff) << 5; // ldr x16, word
+        let to_slot = slot.wrapping_sub(addr + 12) as u32;
+        let address = 0x1000_0011 | (to_slot & 3) << 29 | (to_slot >> 2 & 0x7_ffff) << 5; // adr x17, slot
+        let (store, branch) = (0xf900_0230, 0xd61f_0200); // str x16, [x17]; br x16
+        let code = [load(addr, slot), branch, load(addr + 8, target), address, store, branch, 0, 0];
+        code.iter().flat_map(|instruction: &u32| instruction.to_le_bytes()).collect()
     }
 
     /// Lets all processors fetch what has been written to `range`, which must be readable.

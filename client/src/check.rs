@@ -6,7 +6,8 @@ use crate::dl::Handle;
 use crate::hex::{hex, unhex};
 use crate::host::Host;
 use crate::locals::{Initial, Reserve};
-use crate::memory::{pages, SLOT_SIZE};
+use crate::memory::pages;
+use crate::proof::Entry;
 use crate::unwind::{check_eh_frame, contains};
 use crate::wire::{Patch, Protection, Reason, Refusal};
 use sha2::{Digest, Sha256};
@@ -23,8 +24,8 @@ pub struct Plan {
     pub eh_frame: Option<Range<u64>>,
     pub detours: Vec<Jump>,
     pub thread_locals: Vec<Initial>,
-    /// The first free address after the patch, a multiple of the slot size.
-    pub next: u64,
+    /// The first free page after the patch.
+    pub end: u64,
 }
 
 pub struct Placed {
@@ -38,8 +39,28 @@ pub struct Placed {
 pub struct Jump {
     /// The replaced function.
     pub from: Range<u64>,
-    pub to: u64,
+    pub way: Way,
     pub code: [u8; DETOUR_LEN],
+}
+
+/// Where a detour leads.
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// The new code.
+    pub to: u64,
+    /// What it passes through.
+    pub entry: Option<Entry>,
+}
+
+impl Way {
+    pub fn straight(to: u64) -> Way {
+        Way { to, entry: None }
+    }
+
+    /// Where the jump itself goes.
+    pub fn first(&self) -> u64 {
+        self.entry.map_or(self.to, |entry| entry.addr)
+    }
 }
 
 /// What the client has applied so far, as far as the check depends on it.
@@ -74,7 +95,7 @@ pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refus
         eh_frame: find_eh_frame(patch, bytes, &code)?,
         detours: encode_detours(patch, ground, &code)?,
         thread_locals: place_thread_locals(patch, ground)?,
-        next: end.next_multiple_of(SLOT_SIZE),
+        end,
         segments,
         code,
     })
@@ -109,7 +130,7 @@ fn place_segments(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Vec<Pl
 }
 
 fn resolve_imports(patch: &Patch, host: &Host) -> Result<Vec<(u64, u64)>, Refusal> {
-    let scope = Scope::of(host);
+    let scope = Scope::of(host, &patch.libraries);
     let holds = |slot: &Range<u64>| {
         let writable = patch.segments.iter().filter(|segment| segment.prot != Protection::Rx);
         writable.into_iter().any(|segment| contains(&(segment.addr..segment.addr + segment.mem_size), slot))
@@ -120,7 +141,8 @@ fn resolve_imports(patch: &Patch, host: &Host) -> Result<Vec<(u64, u64)>, Refusa
             let detail = format!("the slot of {} at {:#x} is in no data segment", import.name, import.slot);
             return Err(Reason::Address.because(detail));
         }
-        let Some(found) = scope.look_up(&import.name) else {
+        let found = scope.look_up(&import.name);
+        let Some(found) = found.or_else(|| if import.weak { Some(0) } else { scope.load(&import.name) }) else {
             let detail = match cfg!(feature = "linked") {
                 true => format!("a static program looks nothing up by name, and so not {}", import.name),
                 false => format!("no loaded library has the symbol {}", import.name),
@@ -132,25 +154,31 @@ fn resolve_imports(patch: &Patch, host: &Host) -> Result<Vec<(u64, u64)>, Refusa
     Ok(slots)
 }
 
-/// Where imports are found: in what the program has loaded, and then in what a library was loaded with.
+/// Where imports are found: in what the program has loaded, in what a library was loaded with, and then in what the
+/// program could have been linked with, which stays loaded.
 #[cfg(not(feature = "linked"))]
-struct Scope {
+struct Scope<'a> {
     library: Option<Handle>,
+    more: &'a [String],
 }
 
 #[cfg(not(feature = "linked"))]
-impl Scope {
-    fn of(host: &Host) -> Scope {
-        Scope { library: host.library().and_then(Handle::of_loaded) }
+impl Scope<'_> {
+    fn of<'a>(host: &Host, more: &'a [String]) -> Scope<'a> {
+        Scope { library: host.library().and_then(Handle::of_loaded), more }
     }
 
     fn look_up(&self, name: &str) -> Option<u64> {
         Handle::of_all().symbol(name).or_else(|| self.library.as_ref()?.symbol(name))
     }
+
+    fn load(&self, name: &str) -> Option<u64> {
+        self.more.iter().find_map(|path| Handle::open(path).ok()?.symbol(name))
+    }
 }
 
 #[cfg(not(feature = "linked"))]
-impl Drop for Scope {
+impl Drop for Scope<'_> {
     fn drop(&mut self) {
         if let Some(library) = self.library.take() {
             library.close();
@@ -163,11 +191,15 @@ struct Scope;
 
 #[cfg(feature = "linked")]
 impl Scope {
-    fn of(_host: &Host) -> Scope {
+    fn of(_host: &Host, _more: &[String]) -> Scope {
         Scope
     }
 
     fn look_up(&self, _name: &str) -> Option<u64> {
+        None
+    }
+
+    fn load(&self, _name: &str) -> Option<u64> {
         None
     }
 }
@@ -199,7 +231,8 @@ fn encode_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result
             return Err(wrong("leads outside the patches' code"));
         }
         let code = detour(jump.from, jump.to).ok_or_else(|| wrong("is too long"))?;
-        detours.push(Jump { from: jump.from..jump.from.saturating_add(jump.size), to: jump.to, code });
+        let from = jump.from..jump.from.saturating_add(jump.size);
+        detours.push(Jump { from, way: Way::straight(jump.to), code });
     }
     detours.sort_by_key(|jump| jump.from.start);
     if let Some(pair) = detours.windows(2).find(|pair| pair[1].from.start - pair[0].from.start < DETOUR_LEN as u64) {

@@ -5,7 +5,7 @@
 //! then ends the program by the same signal, at the same instruction. The note is a page mapped from a file: writing it takes no
 //! descriptor, and it outlives the process. A handler that the program installs later takes the place of this one.
 
-use crate::arch::{call_on_stack, registers, STACK_POINTER};
+use crate::arch::{call_on_stack, code_address, registers, General, HAS_LINK_REGISTER, RETURN_ADDRESS, STACK_POINTER};
 use crate::unwind::{with_modules, Module, Registers, Source, Walker};
 use libc::{c_int, c_void, pid_t, sigaction, siginfo_t, ucontext_t};
 use std::cell::UnsafeCell;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use std::{io, process, ptr, thread};
 
 const SIGNALS: [c_int; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
-const MAX_FRAMES: usize = 128;
+pub const MAX_FRAMES: usize = 128;
 const MAGIC: [u8; 8] = *b"hpcrash1";
 const STACK_SIZE: usize = 64 << 10;
 /// A handler that is run for a fault does not use more of the stack than this before it gives up.
@@ -33,7 +33,7 @@ struct Note {
     magic: [u8; 8],
     pid: u32,
     tid: u32,
-    /// The signal of the fault; 0 while there is none.
+    /// The signal of the fault, -1 for a panic; 0 while there is none.
     signal: i32,
     code: i32,
     /// The newest signal: another one where the handler of `signal` called `abort`.
@@ -147,6 +147,7 @@ fn install() {
         }
         let former = Box::into_raw(former);
         FORMER.store(former, SeqCst);
+        libc::atexit(on_exit);
         for (signal, former) in SIGNALS.into_iter().zip((*former).iter()) {
             if former.sa_sigaction == libc::SIG_IGN {
                 continue;
@@ -194,10 +195,25 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
     }
 }
 
+/// A program that ends by itself has dealt with its faults, unless the handler of one ends it.
+extern "C" fn on_exit() {
+    let here = 0_u8;
+    unsafe {
+        if HANDLING.load(SeqCst) == libc::gettid() && is_below_handler(ptr::addr_of!(here) as usize) {
+            return;
+        }
+        with_note(|recorder| (*recorder.note).signal = (*recorder.note).signal.min(0));
+    }
+}
+
 /// Whether the code that was interrupted has been called by the handler in hand, as `abort` may have been.
 unsafe fn is_below(context: *const ucontext_t) -> bool {
     let (_, general) = registers(context);
-    let distance = HANDLING_FRAME.load(SeqCst).checked_sub(general[STACK_POINTER] as usize);
+    is_below_handler(general[STACK_POINTER] as usize)
+}
+
+fn is_below_handler(addr: usize) -> bool {
+    let distance = HANDLING_FRAME.load(SeqCst).checked_sub(addr);
     distance.is_some_and(|distance| distance < HANDLER_STACK)
 }
 
@@ -245,8 +261,14 @@ extern "C" fn note_fault(fault: *mut c_void) {
         fence(SeqCst);
         note.last_signal = *signal;
         note.signal = *signal;
+        let mut registers = Registers { at, general };
         let mut count = 0;
-        recorder.walker.unwind(&mut Registers { at, general }, |at, returns| {
+        if recorder.walker.function(at).is_none() {
+            if let Some(caller) = caller_of_nothing(&general) {
+                (registers, count) = (caller, 1);
+            }
+        }
+        recorder.walker.unwind(&mut registers, |at, returns| {
             note.frames[count] = Frame { addr: at - u64::from(returns), function: 0 };
             count += 1;
             count < MAX_FRAMES
@@ -256,6 +278,42 @@ extern "C" fn note_fault(fault: *mut c_void) {
             frame.function = recorder.walker.function(frame.addr).map_or(0, |function| function.start);
         }
     }
+}
+
+/// Notes a panic of this thread, which may end the program.
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(feature = "linked")))]
+pub fn note_panic(calls: &[u64]) {
+    const PANIC: i32 = -1;
+    unsafe {
+        with_note(|recorder| {
+            let note = &mut *recorder.note;
+            note.signal = 0;
+            fence(SeqCst);
+            (note.tid, note.code, note.fault_addr, note.stack_pointer) = (libc::gettid() as u32, 0, 0, 0);
+            libc::prctl(libc::PR_GET_NAME, note.thread.as_mut_ptr());
+            for (frame, &addr) in note.frames.iter_mut().zip(calls) {
+                let function = recorder.walker.function(addr).map_or(0, |function| function.start);
+                *frame = Frame { addr, function };
+            }
+            note.frame_count = calls.len().min(MAX_FRAMES) as u32;
+            fence(SeqCst);
+            (note.last_signal, note.signal) = (PANIC, PANIC);
+        });
+    }
+}
+
+/// The instruction that called what is no code, and the registers there.
+fn caller_of_nothing(general: &General) -> Option<Registers> {
+    let mut general = *general;
+    if !HAS_LINK_REGISTER {
+        let mut word = [0; 8];
+        if OwnMemory.read(general[STACK_POINTER], &mut word) < word.len() {
+            return None;
+        }
+        general[RETURN_ADDRESS] = u64::from_ne_bytes(word);
+        general[STACK_POINTER] += 8;
+    }
+    Some(Registers { at: code_address(general[RETURN_ADDRESS]).checked_sub(1)?, general })
 }
 
 /// Has happen what would have happened without the client.

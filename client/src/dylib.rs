@@ -113,6 +113,7 @@ impl<R: Redirect> Dylibs<R> {
                 total: us(begun.elapsed()),
             },
             on_stack: rewritten.on_stack,
+            proof: false,
         }
     }
 }

@@ -1,20 +1,22 @@
 //! Applies patches and takes them back: each all or nothing.
 
 use crate::announce::{hide_from_gdb, show_to_gdb, Shown};
-use crate::arch::{detour, synchronize_code, DETOUR_LEN};
-use crate::check::{check, Ground, Plan};
+use crate::arch::{detour, jumps_under_detour, synchronize_code, DETOUR_LEN};
+use crate::check::{check, Ground, Plan, Way};
 use crate::frames;
 use crate::host::Host;
 use crate::locals::{Initial, Reserve, Unlocked};
 use crate::memory::{discard, protect, release, Memory, SLOT_SIZE};
-use crate::park::{signal, Parking, Stuck};
+use crate::park::{signal, wait_left, Parking, Stuck};
+use crate::proof::{Blocks, Taken};
 use crate::unwind::{with_modules, Module, Walker};
-use crate::wire::{Applied, Idle, OnStack, Patch, Protection, Reason, Refusal, Region, ThreadLocals, Timings};
+use crate::wire::{Applied, Idle, OnStack, Patch, Protection, Ran, Reason, Refusal, Region, ThreadLocals, Timings};
 use libc::pid_t;
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use std::{fs, io, process, ptr, slice, thread};
+use std::{fs, io, mem, process, ptr, slice, thread};
 
 const ATTEMPTS: u32 = 8;
 /// Attempts that find a thread starting another, which takes it less than a millisecond.
@@ -22,6 +24,15 @@ const ATTEMPTS_WHILE_STARTING: u32 = 1024;
 /// Size of the function that starts threads, where no table tells it: musl has none, and 1.8 KiB for x86-64.
 const THREAD_START_SIZE: u64 = 2048;
 const FIRST_LIMIT: Duration = Duration::from_millis(50);
+/// How much of a function is searched for jumps to its beginning.
+const MAX_SEARCHED: u64 = 1 << 20;
+/// How often to look for first executions, by the age of the newest patch that has some to come.
+const LOOKS: [(Duration, Duration); 3] = [
+    (Duration::from_millis(50), Duration::from_millis(1)),
+    (Duration::from_secs(1), Duration::from_millis(10)),
+    (Duration::from_secs(60), Duration::from_millis(100)),
+];
+const LAST_LOOKS: Duration = Duration::from_secs(1);
 
 pub struct Engine {
     pub host: Host,
@@ -41,20 +52,37 @@ pub struct Engine {
     /// Where the registered frames of all patches begin.
     frames: Vec<u64>,
     shown: Vec<Shown>,
+    /// What detours pass through where it is to be told when new code runs.
+    blocks: Blocks,
+    /// Detours whose new code has not run yet, and would be what runs: numbers of patch and detour.
+    watched: Vec<(usize, usize)>,
+    looked: Instant,
+    /// Whether a first execution was found that was not told.
+    untold: bool,
     memory: Memory,
     parking: Parking,
 }
 
 struct InForce {
     patch: String,
+    since: Instant,
     detours: Vec<Undoable>,
     idle: Vec<Idle>,
 }
 
 struct Undoable {
     from: u64,
-    to: u64,
+    way: Way,
     overwritten: [u8; DETOUR_LEN],
+    ran: Option<FirstRun>,
+}
+
+/// When a function was found to have run: the time since the patch came into force, and since the look before.
+#[derive(Clone, Copy)]
+struct FirstRun {
+    after: Duration,
+    within: Duration,
+    told: bool,
 }
 
 /// New first bytes for a function.
@@ -64,6 +92,8 @@ struct Change {
     overwritten: [u8; DETOUR_LEN],
     /// The bodies that are not called any more.
     old_bodies: Vec<Range<u64>>,
+    /// The function's own body where it jumps to bytes that the change overwrites, else empty: no thread may stay in it.
+    jumping_back: Range<u64>,
 }
 
 /// What rewriting told.
@@ -78,11 +108,15 @@ enum Hindrance {
     Stuck(Stuck),
     /// The thread is, or will return, between the bytes that are to be overwritten.
     Inside(pid_t, u64),
+    /// The thread is in a function that jumps to the bytes that are to be overwritten.
+    JumpingBack(pid_t, u64),
     /// The thread is in a function that must be idle, by its number.
     Busy(pid_t, usize),
     /// The thread is starting another, which may have its thread-locals already.
     Starting(pid_t),
     Unwritable(io::Error),
+    /// What was written to this address is not there.
+    Lost(u64),
     /// The library is not loaded any more.
     Unloaded,
 }
@@ -103,6 +137,10 @@ impl Engine {
             tables: Vec::new(),
             frames: Vec::new(),
             shown: Vec::new(),
+            blocks: Blocks::default(),
+            watched: Vec::new(),
+            looked: Instant::now(),
+            untold: false,
             memory: Memory::open()?,
             parking: Parking::open()?,
         })
@@ -175,17 +213,18 @@ impl Engine {
             code: &self.code,
             reserve: self.reserve.as_ref(),
         };
-        let plan = check(patch, bytes, &ground)?;
+        let mut plan = check(patch, bytes, &ground)?;
         let verify = begun.elapsed();
         copy(&plan, bytes)
             .map_err(|error| Reason::Memory.because(format!("cannot map the patch: {error}")))
+            .and_then(|()| first_difference(&plan, bytes).map_or(Ok(()), |addr| Err(lost(addr))))
             .and_then(|()| {
+                let taken = if patch.proof { self.pass_through_entries(&mut plan) } else { None };
                 let copied = begun.elapsed() - verify;
-                self.put_in_force(patch, &plan).map(|rewritten| (copied, rewritten))
-            })
-            .map(|(copied, rewritten)| {
+                let proof = taken.is_some();
+                let rewritten = self.put_in_force(patch, &plan, taken)?;
                 self.shown.extend(patch.elf.iter().filter_map(|elf| unsafe { show_to_gdb(elf) }));
-                self.answer(rewritten, verify, copied, begun)
+                Ok(Applied { proof, ..self.answer(rewritten, verify, copied, begun) })
             })
             .map_err(|refusal| {
                 plan.segments.iter().for_each(|segment| discard(&segment.pages));
@@ -193,14 +232,47 @@ impl Engine {
             })
     }
 
-    /// Registers the frames and writes the detours and thread-locals of a patch that has been copied.
-    fn put_in_force(&mut self, patch: &Patch, plan: &Plan) -> Result<Rewritten, Refusal> {
+    /// Has the detours lead to entries, by which it can be told when the new code runs; `None` where there is no room.
+    fn pass_through_entries(&self, plan: &mut Plan) -> Option<Taken> {
+        let free = plan.end..self.region.end;
+        let taken = self.blocks.take(plan.detours.len() as u64, &free).ok()?;
+        let codes = plan.detours.iter().zip(&taken.entries).map(|(jump, entry)| detour(jump.from.start, entry.addr));
+        let Some(codes) = codes.collect::<Option<Vec<_>>>() else {
+            taken.give_back();
+            return None;
+        };
+        for ((jump, entry), code) in plan.detours.iter_mut().zip(&taken.entries).zip(codes) {
+            entry.lead_to(jump.way.to);
+            jump.way.entry = Some(*entry);
+            jump.code = code;
+        }
+        plan.end = plan.end.max(taken.end().unwrap_or(0));
+        Some(taken)
+    }
+
+    /// Puts a patch in force that has been copied; what was taken for it is given back if that fails.
+    fn put_in_force(&mut self, patch: &Patch, plan: &Plan, taken: Option<Taken>) -> Result<Rewritten, Refusal> {
+        let rewritten = match self.lead_to(patch, plan) {
+            Ok(rewritten) => rewritten,
+            Err(refusal) => {
+                taken.into_iter().for_each(Taken::give_back);
+                return Err(refusal);
+            }
+        };
+        self.tables.extend(taken.and_then(|taken| self.blocks.keep(taken)));
+        Ok(rewritten)
+    }
+
+    /// Registers the frames and writes the detours and thread-locals of a patch.
+    fn lead_to(&mut self, patch: &Patch, plan: &Plan) -> Result<Rewritten, Refusal> {
         let tables = plan.tables();
         let changes = plan.detours.iter().map(|jump| {
             let bodies = self.bodies_of(&jump.from);
-            self.change(jump.from.start, jump.code, bodies, jump.to)
+            self.change(jump.from.start, jump.code, bodies, jump.way)
         });
-        let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
+        let mut changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
+        let proven = self.proven(plan);
+        changes.extend(proven.iter().filter_map(|&place| self.straightened(place)));
         if let Some(eh_frame) = &plan.eh_frame {
             unsafe { frames::register(eh_frame.start) };
         }
@@ -212,21 +284,63 @@ impl Engine {
         })?;
         for jump in &plan.detours {
             let mut bodies = self.bodies_of(&jump.from);
-            let far_body = self.far_bodies.get(&jump.to).cloned();
-            bodies.extend(far_body.or_else(|| self.tables.iter().chain(&tables).find_map(|t| t.function(jump.to))));
+            let to = jump.way.to;
+            let far_body = self.far_bodies.get(&to).cloned();
+            bodies.extend(far_body.or_else(|| self.tables.iter().chain(&tables).find_map(|t| t.function(to))));
+            bodies.extend(jump.way.entry.map(|entry| entry.code()));
             self.bodies.insert(jump.from.start, bodies);
         }
         let detours = plan.detours.iter().zip(&changes).map(|(jump, change)| Undoable {
             from: change.from,
-            to: jump.to,
+            way: jump.way,
             overwritten: change.overwritten,
+            ran: None,
         });
-        self.patches.push(InForce { patch: patch.patch.clone(), detours: detours.collect(), idle: patch.idle.clone() });
+        let detours = detours.collect();
+        self.look(); // the last time for what is replaced
+        for (patch, number) in proven {
+            self.patches[patch].detours[number].way.entry = None;
+        }
+        self.patches.push(InForce {
+            patch: patch.patch.clone(),
+            since: self.looked,
+            detours,
+            idle: patch.idle.clone(),
+        });
+        self.watch();
         self.code.extend_from_slice(&plan.code);
         self.tables.extend(tables);
         self.frames.extend(plan.eh_frame.iter().map(|eh_frame| eh_frame.start));
-        self.next = plan.next;
+        self.next = plan.end.next_multiple_of(SLOT_SIZE);
         Ok(rewritten)
+    }
+
+    /// Detours in force that `plan` leaves alone, and that need not pass through their entries any more.
+    fn proven(&self, plan: &Plan) -> Vec<(usize, usize)> {
+        let mut seen: BTreeSet<u64> = plan.detours.iter().map(|jump| jump.from.start).collect();
+        let newest = self.newest_detours(&mut seen);
+        newest.into_iter().filter(|&place| self.detour(place).way.entry.is_some_and(|entry| entry.has_run())).collect()
+    }
+
+    /// The change of a detour to one that leads straight to where it leads.
+    fn straightened(&self, place: (usize, usize)) -> Option<Change> {
+        let Undoable { from, way, .. } = *self.detour(place);
+        let (code, overwritten) = (detour(from, way.to)?, detour(from, way.first())?);
+        Some(Change { from, code, overwritten, old_bodies: Vec::new(), jumping_back: 0..0 })
+    }
+
+    fn detour(&self, (patch, number): (usize, usize)) -> &Undoable {
+        &self.patches[patch].detours[number]
+    }
+
+    /// The newest detour of each function that is not in `seen`, as numbers of patch and detour.
+    fn newest_detours(&self, seen: &mut BTreeSet<u64>) -> Vec<(usize, usize)> {
+        let mut newest = Vec::new();
+        for (patch, in_force) in self.patches.iter().enumerate().rev() {
+            let numbered = in_force.detours.iter().enumerate();
+            newest.extend(numbered.filter(|(_, detour)| seen.insert(detour.from)).map(|(number, _)| (patch, number)));
+        }
+        newest
     }
 
     /// Says that there is to be nothing at `jump` but a jump to the start of `body`.
@@ -238,21 +352,19 @@ impl Engine {
         self.bodies.get(&function.start).cloned().unwrap_or_else(|| vec![function.clone()])
     }
 
-    /// A change of the function at `from`, after which the body at `target` is the one that is called.
-    fn change(
-        &self,
-        from: u64,
-        code: [u8; DETOUR_LEN],
-        bodies: Vec<Range<u64>>,
-        target: u64,
-    ) -> Result<Change, Refusal> {
+    /// A change of the function at `from`, after which calls go this way.
+    fn change(&self, from: u64, code: [u8; DETOUR_LEN], bodies: Vec<Range<u64>>, way: Way) -> Result<Change, Refusal> {
         let mut overwritten = [0; DETOUR_LEN];
         if self.memory.read(from, &mut overwritten) != DETOUR_LEN {
             return Err(Reason::Memory.because(format!("cannot read the code at {from:#x}")));
         }
-        let target = self.far_bodies.get(&target).map_or(target, |body| body.start);
-        let old_bodies = bodies.into_iter().filter(|body| body.start != target).collect();
-        Ok(Change { from, code, overwritten, old_bodies })
+        let own = bodies.iter().find(|body| body.start == from).cloned().unwrap_or_default();
+        let mut code_of_own = vec![0; (own.end - own.start).min(MAX_SEARCHED) as usize];
+        let read = self.memory.read(from, &mut code_of_own);
+        let jumping_back = if jumps_under_detour(&code_of_own[..read]) { own } else { 0..0 };
+        let to = self.far_bodies.get(&way.to).map_or(way.to, |body| body.start);
+        let old_bodies = bodies.into_iter().filter(|body| ![to, way.first()].contains(&body.start)).collect();
+        Ok(Change { from, code, overwritten, old_bodies, jumping_back })
     }
 
     /// Takes back all patches after `to`, or all.
@@ -271,14 +383,15 @@ impl Engine {
         }
         let changes = restored.into_iter().map(|(from, code)| {
             let mut in_force = self.patches[..kept].iter().rev().flat_map(|patch| &patch.detours);
-            let target = in_force.find(|detour| detour.from == from).map_or(from, |detour| detour.to);
-            self.change(from, code, self.bodies.get(&from).cloned().unwrap_or_default(), target)
+            let way = in_force.find(|detour| detour.from == from).map_or(Way::straight(from), |detour| detour.way);
+            self.change(from, code, self.bodies.get(&from).cloned().unwrap_or_default(), way)
         });
         let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
         let verify = begun.elapsed();
         let idle: Vec<Idle> = self.patches[kept..].iter().flat_map(|patch| patch.idle.iter().cloned()).collect();
         let rewritten = self.rewrite(&changes, &idle, &[])?;
         self.patches.truncate(kept);
+        self.watch();
         Ok(self.answer(rewritten, verify, Duration::ZERO, begun))
     }
 
@@ -294,7 +407,68 @@ impl Engine {
                 total: us(begun.elapsed()),
             },
             on_stack: rewritten.on_stack,
+            proof: false,
         }
+    }
+
+    /// What has run for the first time, and was not told yet: a message for each patch and each look that found something.
+    pub fn take_ran(&mut self) -> Vec<Ran> {
+        self.look();
+        if !mem::take(&mut self.untold) {
+            return Vec::new();
+        }
+        let us = |duration: Duration| duration.as_micros() as u64;
+        let mut told = Vec::new();
+        for patch in &mut self.patches {
+            let mut found: BTreeMap<Duration, Ran> = BTreeMap::new();
+            for detour in &mut patch.detours {
+                let Some(ran) = detour.ran.as_mut().filter(|ran| !ran.told) else { continue };
+                ran.told = true;
+                let (patch, after_us, within_us) = (patch.patch.clone(), us(ran.after), us(ran.within));
+                let first = found.entry(ran.after).or_insert(Ran { patch, from: Vec::new(), after_us, within_us });
+                first.from.push(detour.from);
+            }
+            told.extend(found.into_values());
+        }
+        told
+    }
+
+    /// How soon to look again; `None` where all has run.
+    pub fn next_look(&self) -> Option<Duration> {
+        let newest = self.watched.iter().map(|&(patch, _)| self.patches[patch].since).max()?;
+        let pace = LOOKS.iter().find(|(age, _)| newest.elapsed() < *age);
+        Some(pace.map_or(LAST_LOOKS, |&(_, pause)| pause))
+    }
+
+    /// Has everything told again that has run.
+    pub fn tell_again(&mut self) {
+        let ran = self.patches.iter_mut().flat_map(|patch| &mut patch.detours).filter_map(|detour| detour.ran.as_mut());
+        ran.for_each(|ran| ran.told = false);
+        self.untold = true;
+    }
+
+    fn look(&mut self) {
+        let now = Instant::now();
+        let Engine { patches, watched, looked, untold, .. } = self;
+        watched.retain(|&(patch, number)| {
+            let since = patches[patch].since;
+            let detour = &mut patches[patch].detours[number];
+            if detour.way.entry.is_some_and(|entry| entry.has_run()) {
+                detour.ran = Some(FirstRun { after: now - since, within: now - *looked, told: false });
+                *untold = true;
+            }
+            detour.ran.is_none()
+        });
+        *looked = now;
+    }
+
+    /// Turns to what the patches in force lead to: a function is watched where its newest code has not run.
+    fn watch(&mut self) {
+        let is_open = |&place: &(usize, usize)| {
+            let detour = self.detour(place);
+            detour.way.entry.is_some() && detour.ran.is_none()
+        };
+        self.watched = self.newest_detours(&mut BTreeSet::new()).into_iter().filter(is_open).collect();
     }
 
     /// Writes all changes while no other thread runs; tries again while one is in the way.
@@ -313,6 +487,7 @@ impl Engine {
         let mut hindrance = None;
         let (mut attempt, mut while_starting) = (0, 0);
         while attempt < ATTEMPTS && while_starting < ATTEMPTS_WHILE_STARTING {
+            wait_left();
             let mut result = None;
             let Engine { host, memory, parking, tables, patches, .. } = self;
             with_modules(|mut modules| {
@@ -364,14 +539,20 @@ impl Engine {
                     .because(format!("thread {name} blocks signal {signal}: choose another with HOTPATCHD_SIGNAL"))
             }
             Some(Hindrance::Stuck(Stuck::Thread(tid))) => {
-                Reason::Park.because(format!("thread {} did not stop", thread_name(tid)))
+                Reason::Park.because(format!("thread {} did not stop: {}", thread_name(tid), standing(tid)))
             }
             Some(Hindrance::Stuck(Stuck::System(error))) => {
                 Reason::Park.because(format!("cannot stop the threads: {error}"))
             }
             Some(Hindrance::Inside(tid, from)) => {
                 let name = thread_name(tid);
-                Reason::Park.because(format!("thread {name} stays in the first bytes of the function at {from:#x}"))
+                let detail = format!("thread {name} stays in the first bytes of the function at {from:#x}");
+                Refusal { from: Some(from), ..Reason::Park.because(detail) }
+            }
+            Some(Hindrance::JumpingBack(tid, from)) => {
+                let name = thread_name(tid);
+                let detail = format!("thread {name} stays in it, and it jumps back to its first bytes; restart");
+                Refusal { from: Some(from), ..Reason::Park.because(detail) }
             }
             Some(Hindrance::Busy(tid, number)) => Refusal {
                 symbol: Some(idle[number].symbol.clone()),
@@ -380,6 +561,7 @@ impl Engine {
             Some(Hindrance::Starting(tid)) => {
                 Reason::Park.because(format!("thread {} stays in starting another", thread_name(tid)))
             }
+            Some(Hindrance::Lost(from)) => lost(from),
             Some(Hindrance::Unloaded) => Reason::Memory.because("the library was unloaded"),
             Some(Hindrance::Unwritable(error)) => Reason::Memory.because(format!("cannot write code: {error}")),
             Some(Hindrance::Stuck(Stuck::Crowded)) | None => Reason::Park.because("threads keep being started"),
@@ -391,7 +573,7 @@ impl Engine {
 fn is_patched(host: &Host, patches: &[InForce], memory: &Memory) -> bool {
     let is_written = |jump: &Undoable| {
         let mut code = [0; DETOUR_LEN];
-        memory.read(jump.from, &mut code) == DETOUR_LEN && detour(jump.from, jump.to) == Some(code)
+        memory.read(jump.from, &mut code) == DETOUR_LEN && detour(jump.from, jump.way.first()) == Some(code)
     };
     host.library().is_none()
         || host.is_loaded() && patches.iter().rev().find_map(|patch| patch.detours.first()).map_or(true, is_written)
@@ -413,13 +595,13 @@ fn rewrite_once(
         let start = locals.thread_start();
         walker.function(start).unwrap_or(start..start + THREAD_START_SIZE)
     });
-    let begun = Instant::now();
 
     // From here until the threads are released: no allocation, no lock, no panic.
     let parked = parking.park(limit).map_err(Hindrance::Stuck)?;
     for (tid, thread_pointer, registers) in parked.threads() {
         let seen = running.len();
         let mut inside = None;
+        let mut jumping_back = None;
         let mut busy = None;
         let mut starting = false;
         walker.walk(registers, thread_pointer, |at, returns| {
@@ -430,7 +612,11 @@ fn rewrite_once(
                 if change.from < at && at < change.from + DETOUR_LEN as u64 {
                     inside = Some(change.from);
                 }
-                let runs = change.old_bodies.iter().any(|body| body.start < within && within < body.end);
+                // A thread at the first byte of what is rewritten has yet to run it.
+                if within != change.from && change.jumping_back.contains(&within) {
+                    jumping_back = Some(change.from);
+                }
+                let runs = within != change.from && change.old_bodies.iter().any(|body| body.contains(&within));
                 if runs && !running.iter().skip(seen).any(|&(other, _)| other == number) {
                     running.push((number, tid));
                 }
@@ -438,6 +624,9 @@ fn rewrite_once(
         });
         if let Some(from) = inside {
             return Err(Hindrance::Inside(tid, from));
+        }
+        if let Some(from) = jumping_back {
+            return Err(Hindrance::JumpingBack(tid, from));
         }
         if let Some(number) = busy {
             return Err(Hindrance::Busy(tid, number));
@@ -455,14 +644,19 @@ fn rewrite_once(
             return Err(Hindrance::Unwritable(error));
         }
     }
+    if let Some(lost) = changes.iter().find(|change| code_at(change.from) != change.code) {
+        for change in changes {
+            let _ = memory.write_code(change.from, &change.overwritten);
+        }
+        return Err(Hindrance::Lost(lost.from));
+    }
     if let Some(locals) = locals {
         unsafe { locals.write(parked.thread_pointers()) };
     }
     // Other cores may have fetched the old instructions. A parked thread comes back by sigreturn, whose iret makes its core
     // fetch anew on x86-64; this command asks for it by name, on every processor that Linux has it for.
     membarrier(libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE);
-    drop(parked);
-    let parked = begun.elapsed();
+    let parked = parked.release();
 
     let on_stack = changes.iter().enumerate().filter_map(|(number, change)| {
         let threads = running.iter().filter(|(other, _)| *other == number).map(|&(_, tid)| thread_name(tid));
@@ -507,6 +701,33 @@ fn copy(plan: &Plan, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Where memory, as the processor sees it, does not have what [`copy`] was to put there.
+fn first_difference(plan: &Plan, bytes: &[u8]) -> Option<u64> {
+    plan.segments.iter().find_map(|segment| {
+        let mut expected = Cow::Borrowed(&bytes[segment.content.clone()]);
+        for &(slot, value) in plan.slots.iter().filter(|(slot, _)| segment.pages.contains(slot)) {
+            let at = (slot - segment.addr) as usize;
+            let expected = expected.to_mut();
+            expected.resize(expected.len().max(at + 8), 0);
+            expected[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+        }
+        let found = unsafe { slice::from_raw_parts(segment.addr as *const u8, expected.len()) };
+        if *found == *expected {
+            return None;
+        }
+        let at = found.iter().zip(&*expected).position(|(found, expected)| found != expected)?;
+        Some(segment.addr + at as u64)
+    })
+}
+
+fn code_at(addr: u64) -> [u8; DETOUR_LEN] {
+    unsafe { ptr::read_volatile(addr as *const [u8; DETOUR_LEN]) }
+}
+
+fn lost(addr: u64) -> Refusal {
+    Reason::Memory.because(format!("what was written to {addr:#x} is not what is there afterwards"))
+}
+
 fn membarrier(command: libc::c_int) {
     unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
 }
@@ -531,6 +752,16 @@ fn status_field(tid: pid_t, field: &str) -> Option<String> {
 /// Whether the thread has ended but is still listed, as a main thread that called `pthread_exit` is.
 fn is_dead(tid: pid_t) -> bool {
     status_field(tid, "State").map_or(true, |state| state.starts_with(['Z', 'X']))
+}
+
+/// Why a thread takes no signal. Source: proc_pid_status(5), `State`.
+fn standing(tid: pid_t) -> &'static str {
+    match status_field(tid, "State").and_then(|state| state.chars().next()) {
+        Some('D') => "it waits in the kernel, out of reach of signals; save again when it is done",
+        Some('T' | 't') => "a debugger holds it; let it go on and save again",
+        Some('R') => "it got no turn on a processor; save again",
+        _ => "save again",
+    }
 }
 
 fn blocks_signal(tid: pid_t) -> bool {

@@ -8,8 +8,9 @@ use crate::hex::random_hex;
 use crate::host::{Host, Loads, Module};
 use crate::memory;
 use crate::patcher::Patcher;
-use crate::wire::{Applied, Patch, Program, Refusal};
+use crate::wire::{Applied, Patch, Program, Ran, Refusal};
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub struct Hosts {
     program: Engine,
@@ -152,6 +153,18 @@ impl Patcher for Hosts {
         let applied = self.engine().apply(patch, bytes);
         self.watch_for_crashes();
         applied
+    }
+
+    fn take_ran(&mut self) -> Vec<Ran> {
+        self.engine().take_ran()
+    }
+
+    fn next_look(&self) -> Option<Duration> {
+        self.place().map_or(&self.program, |place| &self.libraries[place]).next_look()
+    }
+
+    fn tell_again(&mut self) {
+        self.engine().tell_again();
     }
 
     fn undo(&mut self, to: Option<&str>) -> Result<Applied, Refusal> {

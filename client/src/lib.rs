@@ -46,9 +46,13 @@ mod memory;
 #[cfg_attr(target_vendor = "apple", path = "os/apple.rs")]
 #[cfg_attr(windows, path = "os/windows.rs")]
 mod os;
+#[cfg(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"), not(feature = "linked")))]
+mod panics;
 #[cfg(target_os = "linux")]
 mod park;
 mod patcher;
+#[cfg(target_os = "linux")]
+mod proof;
 mod session;
 #[cfg(target_os = "linux")]
 mod unwind;

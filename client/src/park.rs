@@ -86,6 +86,11 @@ pub fn choose_signal() {
     }
 }
 
+/// The longest time for which threads stand still that wait for others. Many that never rest take it, one turn each.
+const LONGEST: Duration = Duration::from_secs(2);
+/// For how long nobody may have left the parking before, on the way to the next: nobody stands still meanwhile.
+const LEAVING: Duration = Duration::from_secs(2);
+
 /// Why the threads could not be parked.
 pub enum Stuck {
     /// There are more threads than seats.
@@ -115,45 +120,53 @@ impl Parking {
         self.seats.capacity()
     }
 
+    /// Makes more seats, once nobody uses those that there are. To be called with no thread parked.
     pub fn make_room(&mut self) {
-        wait_until(Instant::now() + Duration::from_secs(1), || INSIDE.load(SeqCst) == 0);
-        self.seats.reserve_exact(self.seats.capacity() * 2);
+        wait_left();
+        if INSIDE.load(SeqCst) == 0 {
+            self.seats.reserve_exact(self.seats.capacity() * 2);
+        }
     }
 
     pub fn ignore(&mut self, tid: pid_t) {
         self.dead.push(tid);
     }
 
-    /// Parks all other threads, or none: those that had stopped go on when one does not stop within `limit`.
+    /// Parks all other threads, or none: those that had stopped go on when none of the others stops for `limit`.
     pub fn park(&mut self, limit: Duration) -> Result<Parked<'_>, Stuck> {
-        let deadline = Instant::now() + limit;
-        if !wait_until(deadline, || INSIDE.load(SeqCst) == 0) {
+        if INSIDE.load(SeqCst) != 0 {
             return Err(Stuck::System(io::ErrorKind::TimedOut.into()));
         }
         self.seats.clear();
+        self.seat_new()?;
         SEATS.store(self.seats.as_mut_ptr(), SeqCst);
         ARRIVED.store(0, SeqCst);
         let former = install().map_err(Stuck::System)?;
+        let begun = Instant::now();
         EPOCH.fetch_add(1, SeqCst);
-        let parked = Parked { parking: self, former };
+        let parked = Parked { parking: self, former, begun };
+        let mut called = 0;
         // A thread that has not stopped may start another: done when a look around finds nobody new.
-        while parked.parking.call_new()? {
-            parked.parking.wait_all(deadline)?;
+        while called < parked.parking.seats.len() {
+            parked.parking.call(called)?;
+            parked.parking.wait_all(begun + LONGEST, limit)?;
+            called = parked.parking.seats.len();
+            parked.parking.seat_new()?;
         }
         Ok(parked)
     }
 
-    /// Signals the threads that have no seat yet; tells whether there were any.
-    fn call_new(&mut self) -> Result<bool, Stuck> {
-        let seated = self.seats.len();
+    /// Seats the threads that have none yet.
+    fn seat_new(&mut self) -> Result<(), Stuck> {
         let own = unsafe { libc::gettid() };
+        let mut next = 0; // the kernel lists the threads in one order: after the seat found last is who comes next
         unsafe { libc::lseek(self.tasks.as_raw_fd(), 0, libc::SEEK_SET) };
         loop {
             let size = mem::size_of_val(&self.listing[..]);
             let listing = self.listing.as_mut_ptr().cast::<u8>();
             let read = unsafe { libc::syscall(libc::SYS_getdents64, self.tasks.as_raw_fd(), listing, size) };
             match read {
-                0 => return Ok(self.seats.len() > seated),
+                0 => return Ok(()),
                 1.. => {}
                 _ => return Err(Stuck::System(io::Error::last_os_error())),
             }
@@ -162,51 +175,63 @@ impl Parking {
                 let entry = unsafe { listing.add(at).cast::<libc::dirent64>() };
                 at += usize::from(unsafe { (*entry).d_reclen });
                 let tid = unsafe { libc::atoi(ptr::addr_of!((*entry).d_name).cast()) }; // 0 for "." and ".."
-                if tid == 0 || tid == own || self.dead.contains(&tid) || self.seats.iter().any(|s| s.tid == tid) {
+                if tid == 0 || tid == own || self.dead.contains(&tid) {
+                    continue;
+                }
+                let (before, after) = self.seats.split_at(next);
+                let found = after.iter().position(|seat| seat.tid == tid).map(|place| next + place);
+                if let Some(place) = found.or_else(|| before.iter().position(|seat| seat.tid == tid)) {
+                    next = place + 1;
                     continue;
                 }
                 if self.seats.len() == self.seats.capacity() {
                     return Err(Stuck::Crowded);
                 }
-                self.call(tid)?;
+                let (thread_pointer, context) = (AtomicU64::new(0), AtomicPtr::new(ptr::null_mut()));
+                self.seats.push(Seat { tid, thread_pointer, context });
             }
         }
     }
 
-    fn call(&mut self, tid: pid_t) -> Result<(), Stuck> {
-        let seat = self.seats.len();
-        self.seats.push(Seat { tid, thread_pointer: AtomicU64::new(0), context: AtomicPtr::new(ptr::null_mut()) });
+    /// Signals the threads from a seat on, all at once: one that goes on meanwhile may take the processor from this one.
+    fn call(&self, first: usize) -> Result<(), Stuck> {
+        CALLED.store(self.seats.len() as u32, SeqCst);
         let mut queued: QueuedSignal = unsafe { mem::zeroed() };
         queued.signo = signal();
         queued.code = libc::SI_QUEUE;
         queued.pid = unsafe { libc::getpid() };
         queued.uid = MARK;
-        queued.value = u64::from(EPOCH.load(SeqCst)) << 32 | seat as u64;
-        let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, queued.pid, tid, queued.signo, &queued) };
-        match sent {
-            0 => Ok(()),
-            _ => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ESRCH) => Ok(()), // it has ended meanwhile
-                error => Err(Stuck::System(error)),
-            },
+        let (process, signal) = (queued.pid, queued.signo);
+        for (number, seat) in self.seats.iter().enumerate().skip(first) {
+            queued.value = u64::from(EPOCH.load(SeqCst)) << 32 | number as u64;
+            let sent = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, seat.tid, signal, &queued) };
+            if sent != 0 {
+                match io::Error::last_os_error() {
+                    error if error.raw_os_error() == Some(libc::ESRCH) => {} // it has ended meanwhile
+                    error => return Err(Stuck::System(error)),
+                }
+            }
         }
+        Ok(())
     }
 
-    /// Waits until each thread that was called has parked or ended.
-    fn wait_all(&self, deadline: Instant) -> Result<(), Stuck> {
-        CALLED.store(self.seats.len() as u32, SeqCst);
+    /// Waits until each thread that was called has parked or ended, as long as one does within `limit` after the other.
+    fn wait_all(&self, deadline: Instant, limit: Duration) -> Result<(), Stuck> {
+        let mut heard = Instant::now();
         loop {
             let arrived = ARRIVED.load(SeqCst);
             if arrived as usize == self.seats.len() {
                 return Ok(());
             }
             futex_wait(&ARRIVED, arrived, Duration::from_millis(1));
+            let now = Instant::now();
             if ARRIVED.load(SeqCst) != arrived {
+                heard = now;
                 continue;
             }
             match self.seats.iter().find(|seat| seat.context.load(SeqCst).is_null() && seat.exists()) {
                 None => return Ok(()),
-                Some(seat) if Instant::now() > deadline => return Err(Stuck::Thread(seat.tid)),
+                Some(seat) if now > deadline.min(heard + limit) => return Err(Stuck::Thread(seat.tid)),
                 Some(_) => {}
             }
         }
@@ -223,9 +248,16 @@ impl Seat {
 pub struct Parked<'a> {
     parking: &'a mut Parking,
     former: KernelSigaction,
+    begun: Instant,
 }
 
 impl Parked<'_> {
+    /// Lets the threads go on; returns for how long the first of them has stood still.
+    pub fn release(self) -> Duration {
+        // Of the many that go on, each may take its turn on the processor before this thread gets the next.
+        self.begun.elapsed()
+    }
+
     /// Thread ids and thread pointers, and the registers with which the threads will go on.
     pub fn threads(&self) -> impl Iterator<Item = (pid_t, u64, Registers)> + '_ {
         self.occupied().map(|seat| {
@@ -245,18 +277,9 @@ impl Parked<'_> {
 
 impl Drop for Parked<'_> {
     fn drop(&mut self) {
+        restore(&self.former);
         EPOCH.fetch_add(1, SeqCst);
         futex_wake(&EPOCH, i32::MAX);
-        // Where pthread_cancel has been called for the first time meanwhile, its handler stays.
-        if rt_sigaction(None).map_or(true, |now| now.handler != on_signal as *const () as usize) {
-            return;
-        }
-        if self.former.handler == libc::SIG_DFL {
-            // Discards what is still pending for threads that did not stop: the default action would end the process.
-            let ignore = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
-            let _ = rt_sigaction(Some(&ignore));
-        }
-        let _ = rt_sigaction(Some(&self.former));
     }
 }
 
@@ -316,6 +339,20 @@ fn install() -> io::Result<KernelSigaction> {
     Ok(former)
 }
 
+/// Puts the former handler back.
+fn restore(former: &KernelSigaction) {
+    // Where pthread_cancel has been called for the first time meanwhile, its handler stays.
+    if rt_sigaction(None).map_or(true, |now| now.handler != on_signal as *const () as usize) {
+        return;
+    }
+    if former.handler == libc::SIG_DFL {
+        // Discards what is still pending for threads that did not stop: the default action would end the process.
+        let ignore = KernelSigaction { handler: libc::SIG_IGN, flags: 0, restorer: 0, mask: 0 };
+        let _ = rt_sigaction(Some(&ignore));
+    }
+    let _ = rt_sigaction(Some(former));
+}
+
 /// Returns once `word` is woken or no longer holds `value`, after `limit` at the latest.
 fn futex_wait(word: &AtomicU32, value: u32, limit: Duration) {
     let limit = [limit.as_secs() as i64, i64::from(limit.subsec_nanos())]; // the kernel's `timespec`
@@ -328,13 +365,15 @@ fn futex_wake(word: &AtomicU32, threads: c_int) {
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), operation, threads) };
 }
 
-/// Whether `condition` came true before `deadline`.
-fn wait_until(deadline: Instant, condition: impl Fn() -> bool) -> bool {
-    while !condition() {
-        if Instant::now() > deadline {
-            return false;
-        }
+/// Waits until all threads have left the parking before, as long as one does so now and then. To be called before the next,
+/// and with no lock held: of many that never rest, each has its turn first.
+pub fn wait_left() {
+    let (mut inside, mut left) = (INSIDE.load(SeqCst), Instant::now());
+    while inside != 0 && left.elapsed() < LEAVING {
         std::thread::sleep(Duration::from_micros(100));
+        let now = INSIDE.load(SeqCst);
+        if now != inside {
+            (inside, left) = (now, Instant::now());
+        }
     }
-    true
 }

@@ -2,9 +2,10 @@
 
 use crate::daemon::Library;
 use crate::wire::{Applied, Dylib, Program, Reason, Refusal};
+use std::time::Duration;
 
 #[cfg(target_os = "linux")]
-use crate::wire::Patch;
+use crate::wire::{Patch, Ran};
 
 pub trait Patcher {
     /// Turns to a loaded library, or to the program itself; tells whether it is there.
@@ -32,6 +33,20 @@ pub trait Patcher {
     fn apply_image(&mut self, _patch: &Patch, _bytes: &[u8]) -> Result<Applied, Refusal> {
         Err(Reason::Malformed.because("this client takes libraries, not images"))
     }
+
+    /// What has run for the first time, and was not told yet.
+    #[cfg(target_os = "linux")]
+    fn take_ran(&mut self) -> Vec<Ran> {
+        Vec::new()
+    }
+
+    /// How soon to ask for that again; `None` where there is nothing to wait for.
+    fn next_look(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The daemon may not have heard what it was told.
+    fn tell_again(&mut self) {}
 
     fn apply_dylib(&mut self, _patch: &Dylib, _bytes: &[u8]) -> Result<Applied, Refusal> {
         Err(Reason::Malformed.because("this client takes images, not libraries"))

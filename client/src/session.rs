@@ -8,8 +8,10 @@ use crate::wire::{Body, Dylib, FromDaemon, Hello, Numbered, Reason, Refusal, ToD
 use crate::LOOK_AGAIN;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use tungstenite::http::Uri;
 use tungstenite::protocol::frame::coding::CloseCode;
@@ -43,7 +45,7 @@ enum Broken {
 const WRONG_TOKEN: CloseCode = CloseCode::Library(4401);
 
 struct Connection {
-    socket: WebSocket<TcpStream>,
+    socket: WebSocket<Stream>,
     addr: SocketAddr,
     token: String,
     silence_limit: Duration,
@@ -73,7 +75,8 @@ fn connect(daemon: &Address) -> Option<Connection> {
     let addr = addrs.find(|addr| addr.ip().is_loopback())?;
     let stream = TcpStream::connect_timeout(&addr, OPENING_LIMIT).ok()?;
     stream.set_nodelay(true).ok()?;
-    stream.set_read_timeout(Some(OPENING_LIMIT)).ok()?;
+    let mut stream = Stream { inner: stream, patience: Duration::ZERO };
+    stream.wait_for(OPENING_LIMIT).ok()?;
     let config = WebSocketConfig {
         max_message_size: Some(MAX_FRAME_BYTES),
         max_frame_size: Some(MAX_FRAME_BYTES),
@@ -99,10 +102,8 @@ impl Connection {
         }))?;
         match self.receive(patcher)? {
             FromDaemon::Welcome { proof: answer } if answer == proof(&self.token, "daemon", &nonce) => {
-                let stream = self.socket.get_ref();
                 self.silence_limit = SILENCE_LIMIT;
-                let pause = if patcher.is_lasting() { SILENCE_LIMIT } else { LOOK_AGAIN };
-                stream.set_read_timeout(Some(pause)).map_err(|_| Broken::Gone)?;
+                patcher.tell_again();
                 Ok(None)
             }
             FromDaemon::Welcome { .. } => Err(Broken::Breach(WRONG_TOKEN)),
@@ -174,10 +175,24 @@ impl Connection {
         }
     }
 
+    /// Tells what has run, and makes sure to be back in time for the next look.
+    fn look_around(&mut self, patcher: &mut dyn Patcher) -> Result<(), Broken> {
+        #[cfg(target_os = "linux")]
+        for ran in patcher.take_ran() {
+            self.send(Body::Ran(ran))?;
+        }
+        let patience = if patcher.is_lasting() { SILENCE_LIMIT } else { LOOK_AGAIN };
+        let patience = patcher.next_look().map_or(patience, |next| patience.min(next));
+        self.socket.get_mut().wait_for(patience).map_err(|_| Broken::Gone)
+    }
+
     /// The next text or binary frame, as long as there is something to patch.
     fn next_frame(&mut self, patcher: &mut dyn Patcher) -> Result<Message, Broken> {
         let mut heard = Instant::now();
         loop {
+            if self.silence_limit == SILENCE_LIMIT {
+                self.look_around(patcher)?;
+            }
             let read = match self.socket.read() {
                 Err(tungstenite::Error::Io(error))
                     if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
@@ -198,6 +213,47 @@ impl Connection {
                 frame => return Ok(frame),
             }
         }
+    }
+}
+
+/// A stream of which reading ends without result after a while.
+struct Stream {
+    inner: TcpStream,
+    patience: Duration,
+}
+
+impl Stream {
+    fn wait_for(&mut self, patience: Duration) -> io::Result<()> {
+        if patience != self.patience {
+            self.inner.set_read_timeout(Some(patience))?;
+            self.patience = patience;
+        }
+        Ok(())
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        // The kernel ends a read at the next tick of a clock that may have but a hundred a second.
+        #[cfg(target_os = "linux")]
+        {
+            let mut polled = libc::pollfd { fd: self.inner.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            let limit_ms = self.patience.as_millis().try_into().unwrap_or(i32::MAX);
+            if unsafe { libc::poll(&mut polled, 1, limit_ms) } < 1 {
+                return Err(ErrorKind::WouldBlock.into());
+            }
+        }
+        self.inner.read(into)
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.inner.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
     }
 }
 

@@ -49,11 +49,17 @@ mod image {
         pub size: u64,
         pub segments: Vec<Segment>,
         pub imports: Vec<Import>,
+        /// Libraries that an import may come from which the program has not loaded.
+        #[serde(default)]
+        pub libraries: Vec<String>,
         pub eh_frame: Option<EhFrame>,
         pub detours: Vec<Detour>,
         pub thread_locals: Vec<ThreadLocal>,
         #[serde(default)]
         pub idle: Vec<Idle>,
+        /// Whether to tell when its functions run for the first time.
+        #[serde(default)]
+        pub proof: bool,
         pub elf: Option<PathBuf>,
     }
 
@@ -87,6 +93,9 @@ mod image {
     pub struct Import {
         pub name: String,
         pub slot: u64,
+        /// It may be missing: the slot gets 0 then.
+        #[serde(default)]
+        pub weak: bool,
     }
 
     #[derive(Deserialize)]
@@ -147,6 +156,8 @@ pub enum Body<'a> {
         #[serde(flatten)]
         refusal: Refusal,
     },
+    #[cfg(target_os = "linux")]
+    Ran(Ran),
 }
 
 #[derive(Serialize)]
@@ -211,6 +222,20 @@ pub struct Applied {
     pub threads: usize,
     pub timings_us: Timings,
     pub on_stack: Vec<OnStack>,
+    /// Whether first executions will be told.
+    pub proof: bool,
+}
+
+/// Functions of a patch that have run for the first time.
+#[cfg(target_os = "linux")]
+#[derive(Serialize)]
+pub struct Ran {
+    pub patch: String,
+    pub from: Vec<u64>,
+    /// From the patch's coming into force to the look that found it.
+    pub after_us: u64,
+    /// Since the look before that.
+    pub within_us: u64,
 }
 
 #[derive(Serialize)]
@@ -232,6 +257,8 @@ pub struct Refusal {
     pub reason: Reason,
     pub detail: String,
     pub symbol: Option<String>,
+    /// The function that it is about, where its name is not known here.
+    pub from: Option<u64>,
 }
 
 #[derive(Serialize, Clone, Copy, Debug)]
@@ -255,6 +282,6 @@ pub enum Reason {
 impl Reason {
     /// A refusal for this reason; `detail` says what is wrong with which thing.
     pub fn because(self, detail: impl Into<String>) -> Refusal {
-        Refusal { reason: self, detail: detail.into(), symbol: None }
+        Refusal { reason: self, detail: detail.into(), symbol: None, from: None }
     }
 }

@@ -174,7 +174,7 @@ class Stage:
 
     async def wait_for_syscall(self, program: Program, thread: str, syscall: str) -> None:
         """Wait until a thread of the program sits in a system call."""
-        number = {"read": "0", "pause": "34"}[syscall]
+        number = {"read": "0", "pause": "34", "vfork": "58"}[syscall]
         await wait_until(
             lambda: any((task / "syscall").read_text().split()[0] == number for task in program.tasks(thread))
         )

@@ -106,6 +106,18 @@ async def test_a_fault_is_noted_and_ends_the_program_by_its_signal(stage: Stage,
             assert inside[0]
 
 
+async def test_a_call_that_leads_nowhere_is_noted_with_its_caller(stage: Stage, crashes: Path) -> None:
+    """No table tells what is there, but the call has left the address behind it."""
+    async with patching(stage, crashes) as doomed:
+        await doomed.apply(stage, "int (*volatile nowhere)(int) = (int (*)(int))8; return nowhere(n) + 1;")
+        assert await doomed.end() == -signal.SIGSEGV
+        note = doomed.noted()
+        region = doomed.peer.hello["region"]
+        inside = [region["addr"] <= frame.addr < region["addr"] + region["size"] for frame in note.frames]
+        assert (note.frames[0].addr, note.frames[0].function, inside[:3]) == (8, 0, [False, True, True])
+        assert len(note.frames) > 5
+
+
 async def test_a_stack_overflow_is_noted(stage: Stage, crashes: Path) -> None:
     """The thread has a signal stack, as Rust gives each: there the handler runs."""
     async with patching(stage, crashes, "stack") as doomed:
@@ -136,6 +148,27 @@ async def test_a_program_that_deals_with_faults_goes_on(stage: Stage, crashes: P
         await doomed.apply(stage, FAULTS["SIGILL"], following)
         assert await doomed.end() == -signal.SIGILL
         assert doomed.noted().signal == signal.SIGILL
+
+
+async def test_a_program_that_dealt_with_its_faults_leaves_no_note(stage: Stage, crashes: Path) -> None:
+    """It goes on after the fault, and ends by itself later."""
+    async with patching(stage, crashes, "skip") as doomed:
+        await doomed.apply(stage, FAULTS["SIGSEGV"])
+        assert await doomed.program.ask("") == "skipped"
+        assert doomed.noted().signal == signal.SIGSEGV
+        process = doomed.program.process
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await asyncio.wait_for(process.wait(), WAIT_S) == 0
+        assert parse_note(doomed.note.read_bytes()) is None
+
+
+async def test_a_fault_whose_handler_ends_the_program_stays_noted(stage: Stage, crashes: Path) -> None:
+    """Also where it does so in the usual way, with all that is to be done at the end."""
+    async with patching(stage, crashes, "exit") as doomed:
+        await doomed.apply(stage, FAULTS["SIGSEGV"])
+        assert await doomed.end() == signal.SIGSEGV
+        assert doomed.noted().signal == signal.SIGSEGV
 
 
 async def test_an_abort_in_the_programs_handler_keeps_the_fault(stage: Stage, crashes: Path) -> None:

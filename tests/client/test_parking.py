@@ -16,7 +16,7 @@ PATCHES = 20
 THREADS = 4
 USED_SIGNAL = "40"
 
-RESTARTED = ("read", "futex", "malloc", "handler", "masked", "spawn", "vfork", "fork")
+RESTARTED = ("read", "futex", "malloc", "spin", "handler", "masked", "spawn", "vfork", "fork")
 """What threads do in which no stop is noticed."""
 ENDED_EARLY = ("epoll", "nanosleep")
 """Calls that the kernel does not take up again after a signal, whatever its handler says: signal(7)."""
@@ -59,6 +59,78 @@ async def test_system_calls_that_can_be_taken_up_again_are(stage: Stage, kind: s
     async with patching(stage, kind, str(THREADS)) as (program, peer):
         await apply_often(stage, program, peer)
         assert await program.ask("interrupted") == "0"
+
+
+@pytest.mark.parametrize(("kind", "count"), [("read", 500), ("spin", 64)])
+async def test_many_threads_are_stopped(stage: Stage, kind: str, count: int) -> None:
+    """More threads than there are seats at first, and more busy ones than processors: all of them stop."""
+    async with patching(stage) as (program, peer):
+        await program.ask(f"start {kind} {count}")
+        image = stage.image("int replaced(int n) { return n + 1001; }", peer.hello, program, answer="replaced")
+        applied = await peer.apply(image.message, image.content)
+        assert (applied["type"], applied.get("threads")) == ("applied", 1 + count), applied
+        assert await program.ask("answer") == "1002"
+        assert await program.ask("wrong") == "0"
+
+
+async def test_threads_come_and_go_meanwhile(stage: Stage) -> None:
+    """Threads that start others, and those that end, are no obstacle."""
+    async with patching(stage, "start", str(THREADS)) as (program, peer):
+        answers = await apply_often(stage, program, peer)
+        assert [answer["type"] for answer in answers] == ["applied"] * PATCHES, answers
+        assert await program.ask("answer") == str(1000 * PATCHES + 2)
+        assert await program.ask("wrong") == "0"
+
+
+async def test_thread_that_waits_for_its_vfork_child_is_named(stage: Stage) -> None:
+    """No signal reaches a thread in the kernel: nothing changes, it is named, and stops once it is done."""
+    async with patching(stage) as (program, peer):
+        await program.ask("vfork")
+        await stage.wait_for_syscall(program, "forking", "vfork")
+        image = stage.image("int replaced(int n) { return n + 1001; }", peer.hello, program, answer="replaced")
+        refused = await peer.apply(image.message, image.content)
+        assert refused["reason"] == "park"
+        assert refused["detail"] == (
+            "thread forking did not stop: it waits in the kernel, out of reach of signals; save again when it is done"
+        )
+        assert await program.ask("answer") == "2"
+        await program.ask("end")
+        await stage.wait_for_end(program, "forking")
+        assert (await peer.apply(image.message, image.content))["type"] == "applied"
+        assert await program.ask("answer") == "1002"
+
+
+async def test_thread_that_a_debugger_holds_is_named(stage: Stage) -> None:
+    """A stopped thread takes no signal: it is named, and goes on unharmed when it is let go."""
+    async with patching(stage) as (program, peer):
+        assert int(await program.ask("trace")) > 0
+        image = stage.image("int replaced(int n) { return n + 1001; }", peer.hello, program, answer="replaced")
+        refused = await peer.apply(image.message, image.content)
+        assert refused["reason"] == "park"
+        assert refused["detail"] == "thread traced did not stop: a debugger holds it; let it go on and save again"
+        assert await program.ask("let go") == "1"
+        await stage.wait_for_end(program, "traced")
+        assert (await peer.apply(image.message, image.content))["type"] == "applied"
+        assert await program.ask("answer") == "1002"
+
+
+async def test_thread_that_would_jump_under_the_detour_is_named(stage: Stage) -> None:
+    """A loop may begin in the bytes that a detour overwrites: as long as a thread is in it, nothing changes."""
+    async with patching(stage) as (program, peer):
+        await program.ask("loop")
+        await stage.wait_for_syscall(program, "looping", "read")
+        image = stage.image("void replaced(void) {}", peer.hello, program, looping="replaced")
+        refused = await peer.apply(image.message, image.content)
+        assert (refused["type"], refused.get("reason")) == ("refused", "park"), refused
+        assert refused["detail"] == "thread looping stays in it, and it jumps back to its first bytes; restart"
+        assert refused["from"] == image.message["detours"][0]["from"]
+        before = int(await program.ask("go on"))
+        while int(await program.ask("rounds")) == before:
+            pass
+        assert program.tasks("looping")
+        await program.ask("end")
+        await stage.wait_for_end(program, "looping")
+        assert (await peer.apply(image.message, image.content))["type"] == "applied"
 
 
 async def test_function_beneath_a_signal_handler_is_on_the_stack(stage: Stage) -> None:

@@ -52,6 +52,34 @@ async def test_patch_uses_host_functions_and_imports(stage: Stage) -> None:
         assert await program.ask("answer") == "42"
 
 
+async def test_what_a_weak_import_names_may_be_missing(stage: Stage) -> None:
+    """Its slot gets 0; one that is there is filled like any other."""
+    source = """
+        long (*import_no_such_function)(long);
+        long (*import_labs)(long);
+        int replaced(int n) { return import_no_such_function ? -1 : (int)import_labs(-7) + n; }
+    """
+    async with stage.patching("host") as (program, peer):
+        image = stage.image(source, peer.hello, program, answer="replaced")
+        weak = image.with_changes(imports=[{**entry, "weak": True} for entry in image.message["imports"]])
+        assert (await peer.apply(weak.message, weak.content))["type"] == "applied"
+        assert await program.ask("answer") == "8"
+
+
+async def test_libraries_are_loaded_for_imports(stage: Stage) -> None:
+    """The program was not linked with the one that has the function."""
+    source = """
+        double (*import_cbrt)(double);
+        int replaced(int n) { return n + (int)import_cbrt(27.0); }
+    """
+    async with stage.patching("host") as (program, peer):
+        image = stage.image(source, peer.hello, program, answer="replaced")
+        assert (await peer.apply(image.message, image.content))["reason"] == "import"
+        found = image.with_changes(libraries=["/nowhere/libnone.so", "libm.so.6"])
+        assert (await peer.apply(found.message, found.content))["type"] == "applied"
+        assert await program.ask("answer") == "4"
+
+
 async def test_busy_threads_never_see_half_a_patch(stage: Stage) -> None:
     """A hundred patches in a row under eight threads that call the function: each call gives an old or a new answer."""
     async with stage.patching("host", "8") as (program, peer):

@@ -191,6 +191,7 @@ impl Redirect for Islands {
             size,
             segments: vec![Segment { addr, mem_size: size, offset: 0, file_size: size, prot: Protection::Rx }],
             imports: Vec::new(),
+            libraries: Vec::new(),
             eh_frame: None,
             detours: jumps
                 .iter()
@@ -199,6 +200,7 @@ impl Redirect for Islands {
                 .collect(),
             thread_locals: Vec::new(),
             idle: Vec::new(),
+            proof: false,
             elf: None,
         };
         for (detour, body) in image.detours.iter().zip(bodies_at(&jumps)) {

@@ -2,6 +2,7 @@
  *
  *   crashes         no handler
  *   crashes leave   a handler for SIGSEGV that prints and ends the program with status 7
+ *   crashes exit    as `leave`, by way of what is to be done at the end
  *   crashes skip    a handler for SIGSEGV that goes on behind the call that failed
  *   crashes abort   a handler for SIGSEGV that calls abort
  *   crashes stack   no handler, but a signal stack of the smallest size
@@ -28,6 +29,10 @@ static void leave(int number, siginfo_t *info, void *context) {
     _exit(7);
 }
 
+static void end(int number) {
+    exit(number);
+}
+
 static void skip(int number) {
     (void)number;
     siglongjmp(behind, 1);
@@ -44,6 +49,8 @@ int main(int argc, char **argv) {
     if (!strcmp(mode, "leave")) {
         action.sa_sigaction = leave;
         action.sa_flags = SA_SIGINFO;
+    } else if (!strcmp(mode, "exit")) {
+        action.sa_handler = end;
     } else if (!strcmp(mode, "skip")) {
         action.sa_handler = skip;
     } else if (!strcmp(mode, "abort")) {

@@ -15,10 +15,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
+
+/* A jump has room over a short function only if the next one does not follow at once. */
+#pragma GCC optimize("align-functions=16")
 
 extern char **environ;
 
@@ -61,6 +66,18 @@ static void allocate(void) {
         char *volatile pointer = malloc(100 + i * 400);
         free(pointer);
     }
+}
+
+static void spin(void) {
+    for (volatile int i = 0; i < 100000; i++) {}
+}
+
+static void *end_at_once(void *argument) { return argument; }
+
+static void start_thread(void) {
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, end_at_once, NULL)) atomic_fetch_add(&wrong, 1);
+    else pthread_join(thread, NULL);
 }
 
 static void on_usr1(int number) {
@@ -116,8 +133,8 @@ static void queue(void) {
 
 static const struct kind { const char *name; void (*act)(void); } kinds[] = {
     {"read", wait_in_read}, {"epoll", wait_in_epoll}, {"futex", wait_in_futex}, {"nanosleep", wait_in_nanosleep},
-    {"malloc", allocate}, {"handler", handle}, {"masked", allocate}, {"spawn", spawn}, {"vfork", start_by_vfork},
-    {"fork", fork_child}, {"queue", queue}, {NULL, NULL},
+    {"malloc", allocate}, {"spin", spin}, {"handler", handle}, {"masked", allocate}, {"spawn", spawn}, {"vfork", start_by_vfork},
+    {"fork", fork_child}, {"queue", queue}, {"start", start_thread}, {NULL, NULL},
 };
 
 /* Right answers never go down: patches are applied in order. */
@@ -163,10 +180,70 @@ static void *block(void *signal) {
     return NULL;
 }
 
+/* Until it is told, the child keeps its parent's thread in the kernel. */
+static void *wait_for_child(void *unused) {
+    char byte;
+    if (vfork() == 0) {
+        read(lines[0], &byte, 1);
+        _exit(0);
+    }
+    return unused;
+}
+
+/* A child holds a thread, as debuggers do, until it is told. */
+static pid_t trace(pid_t tid) {
+    char byte;
+    pid_t child = fork();
+    if (child == 0) {
+        int held = ptrace(PTRACE_SEIZE, tid, 0, 0) == 0 && ptrace(PTRACE_INTERRUPT, tid, 0, 0) == 0;
+        if (held) waitpid(tid, NULL, __WALL);
+        write(lines[1], held ? "1" : "0", 1);
+        read(pipe_ends[0], &byte, 1);
+        _exit(0);
+    }
+    read(lines[0], &byte, 1);
+    return byte == '1' ? child : -1;
+}
+
+static pid_t traced;
+
+static void *be_traced(void *unused) {
+    prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY);
+    traced = gettid();
+    wait_in_read();
+    return unused;
+}
+
+/* Whether to go on. */
+int turn(void) {
+    char byte = 0;
+    while (read(lines[0], &byte, 1) < 0) {}
+    atomic_fetch_add(&rounds, 1);
+    return byte == 'g';
+}
+
+#ifdef __x86_64__
+/* Its loop begins behind its first instruction, which is shorter than a jump. */
+asm(".text\n.p2align 4\n.globl looping\n.type looping, @function\nlooping:\n.cfi_startproc\npush %rax\n"
+    ".cfi_adjust_cfa_offset 8\n1: call turn\ntest %eax, %eax\njne 1b\npop %rax\n.cfi_adjust_cfa_offset -8\nret\n"
+    ".cfi_endproc\n.size looping, . - looping");
+extern void looping(void);
+
+static void *loop(void *unused) {
+    looping();
+    return unused;
+}
+#endif
+
 static void start(const char *name, void *(*body)(void *), void *argument) {
     pthread_t thread;
     pthread_create(&thread, NULL, body, argument);
     pthread_setname_np(thread, name);
+}
+
+static void start_all(const char *name, int count) {
+    for (const struct kind *kind = kinds; kind->name; kind++)
+        for (int i = 0; !strcmp(kind->name, name) && i < count; i++) start(name, work, (void *)kind);
 }
 
 /* A child that goes on answering, through two pipes. */
@@ -206,8 +283,7 @@ int main(int argc, char **argv) {
         struct sigaction used = {.sa_sigaction = on_used, .sa_flags = SA_SIGINFO | SA_RESTART};
         sigaction(atoi(getenv("USED")), &used, NULL);
     }
-    for (const struct kind *kind = kinds; argc > 2 && kind->name; kind++)
-        for (int i = 0; !strcmp(kind->name, argv[1]) && i < atoi(argv[2]); i++) start(kind->name, work, (void *)kind);
+    if (argc > 2) start_all(argv[1], atoi(argv[2]));
     while (fgets(command, sizeof command, stdin)) {
         command[strcspn(command, "\n")] = 0;
         if (!strcmp(command, "answer")) printf("%d\n", answer(1));
@@ -228,10 +304,36 @@ int main(int argc, char **argv) {
             sigaction(SIGUSR2, &action, NULL);
             start("interrupted", interrupt, NULL);
             puts("1");
+        } else if (!strncmp(command, "start ", 6)) {
+            char *count = strrchr(command, ' ');
+            *count = 0;
+            start_all(command + 6, atoi(count + 1));
+            puts("1");
         } else if (!strncmp(command, "block ", 6)) {
             start("blocking", block, (void *)atol(command + 6));
             puts("1");
-        } else if (!strcmp(command, "fork")) fork_server();
+        } else if (!strcmp(command, "vfork")) {
+            pipe(lines);
+            start("forking", wait_for_child, NULL);
+            puts("1");
+        } else if (!strcmp(command, "trace")) {
+            pipe(lines);
+            start("traced", be_traced, NULL);
+            while (!traced) usleep(1000);
+            printf("%d\n", trace(traced));
+#ifdef __x86_64__
+        } else if (!strcmp(command, "loop")) {
+            pipe(lines);
+            start("looping", loop, NULL);
+            puts("1");
+#endif
+        } else if (!strcmp(command, "go on") || !strcmp(command, "end")) {
+            long before = atomic_load(&rounds);
+            write(lines[1], command, 1);
+            printf("%ld\n", before);
+        } else if (!strcmp(command, "rounds")) printf("%ld\n", atomic_load(&rounds));
+        else if (!strcmp(command, "let go")) puts(write(pipe_ends[1], "xx", 2) == 2 ? "1" : "0");
+        else if (!strcmp(command, "fork")) fork_server();
         else if (!strcmp(command, "ask child")) printf("%d\n", ask_child());
         fflush(stdout);
     }
