@@ -327,6 +327,42 @@ def test_tip_arguments_reach_nothing_else(bench: Bench, args: tuple[str, ...], e
     assert "-lm" not in (bench.root / "seen").read_text().split()
 
 
+def given_to_rustc(bench: Bench, *args: str, **env: str) -> list[str]:
+    """What the compiler gets besides the arguments, which the capture has, and the question for the link line."""
+    bench.write_rustc('printf "%s\\n" "$@" > given; touch out/app-34cd out/libapp-34cd.so')
+    assert bench.compile(*args, **env)["argv"][-len(args) :] == list(args)
+    given = (bench.root / "given").read_text().splitlines()
+    added = given[given.index(args[-1], len(COMPILE) + 2) + 1 :]
+    return [arg for arg in added if not arg.startswith("--print=link-args=")]
+
+
+def test_an_optimised_crate_keeps_names_and_signatures(bench: Bench) -> None:
+    """The arguments that see to it reach rustc, and are the shim's own: the capture is without them."""
+    assert given_to_rustc(bench, "-C", "opt-level=3") == [
+        "-Clink-dead-code=yes",
+        "-Clink-arg=-Wl,--gc-sections",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        (("-C", "opt-level=0"), {}),
+        (("-C", "opt-level=3", "-C", "lto=fat"), {}),
+        (("-C", "opt-level=3", "-C", "link-dead-code=no"), {}),
+        (("-C", "opt-level=3", "--target", "aarch64-apple-darwin"), {}),
+        (("-C", "opt-level=3", "-C", "linker=rust-lld"), {}),
+        (("-C", "opt-level=3", "-C", "linker-flavor=ld.lld"), {}),
+        (("-C", "opt-level=3", "--crate-type=proc-macro"), {}),
+        (("-C", "opt-level=3"), {"CARGO_MANIFEST_DIR": "/home/dev/.cargo/registry/src/index/app-1.0.0"}),
+    ],
+    ids=str,
+)
+def test_other_crates_are_compiled_as_cargo_says(bench: Bench, args: tuple[str, ...], env: dict[str, str]) -> None:
+    """Not optimised, optimised with others, not ELF, not run in a program, or not edited: nothing is added."""
+    assert given_to_rustc(bench, *args, **env) == []
+
+
 def test_only_what_the_compile_may_read_is_kept_of_the_environment(bench: Bench) -> None:
     """What cargo added is kept; what was there before, secrets and settings of wrappers are not."""
     bench.env["EDITOR"] = "vi"

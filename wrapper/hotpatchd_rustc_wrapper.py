@@ -37,6 +37,12 @@ TIP_TYPES = {"bin", "cdylib"}
 # Source: rust-lang/rust pull request 114183, merged for 1.73: `--print KIND=PATH`.
 FIRST_WITH_PRINT_TO_FILE = (1, 73)
 
+# What `-C lto` says of programs whose crates are each optimised for themselves.
+# Source: rustc_session/src/config.rs, `LtoCli`.
+NO_LTO = {None, "off", "no", "n", "false"}
+# Sources that nobody edits, below cargo's home.
+FETCHED = ("/registry/src/", "/git/checkouts/")
+
 ENV_KEPT = {"OUT_DIR", "PATH", "HOME", "LANG"}
 ENV_KEPT_PREFIXES = ("CARGO", "RUST", "LC_")
 ENV_DROPPED = {"CARGO_BUILD_JOBS", "CARGO_MAKEFLAGS", "MAKEFLAGS", "MFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"}
@@ -201,14 +207,47 @@ class Compilation:
         self.link_args: str | None = None
         if tip_args := os.environ.get("HOTPATCHD_TIP_ARGS"):
             self.tip_args = read_tip_args(tip_args) if self.is_tip() else []
-        has_link_line = not TYPES_WITH_LINK_LINE.isdisjoint(self.linked) and "link" in dict(self.emits)
-        if has_link_line and release(self.toolchain) >= FIRST_WITH_PRINT_TO_FILE:
+        if self.is_linked and "link" in dict(self.emits) and release(self.toolchain) >= FIRST_WITH_PRINT_TO_FILE:
             self.link_args = os.path.join(capture_dir, f".{os.getpid()}.link-args")
 
     @property
     def added_args(self) -> list[str]:
         """What the compiler gets besides cargo's own arguments."""
-        return [*self.tip_args, *([f"--print=link-args={self.link_args}"] if self.link_args else [])]
+        link_args = [f"--print=link-args={self.link_args}"] if self.link_args else []
+        return [*self.tip_args, *(self.patchable_args() if self.is_patchable() else []), *link_args]
+
+    def is_patchable(self) -> bool:
+        """Whether it is a crate of an ELF program, optimised by itself, that somebody may edit."""
+        manifest = os.environ.get("CARGO_MANIFEST_DIR", "")
+        return (
+            (codegen_value(self.args, "opt-level") or ("3" if "-O" in self.args else "0")) != "0"
+            and codegen_value(self.args, "lto") in NO_LTO
+            and codegen_value(self.args, "link-dead-code") is None
+            and "linux" in (last_value(self.args, "--target") or sys.platform)
+            and not any(part in manifest for part in FETCHED)
+            and "proc-macro" not in self.types
+            and not (last_value(self.args, "--crate-name") or "").startswith("build_script_")
+            and not (self.is_linked and self.runs_linker())
+        )
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether rustc has something linked."""
+        return not TYPES_WITH_LINK_LINE.isdisjoint(self.linked)
+
+    def runs_linker(self) -> bool:
+        """Whether what links is a linker itself, and not a compiler that runs one."""
+        linker = os.path.basename(codegen_value(self.args, "linker") or "cc")
+        flavor = codegen_value(self.args, "linker-flavor") or "gcc"
+        return linker.endswith("ld") or linker.startswith("ld.") or not flavor.endswith(("gcc", "-cc"))
+
+    def patchable_args(self) -> list[str]:
+        """Keeps the names and signatures of the functions and statics that stay in an optimised program.
+
+        Otherwise the optimiser takes arguments out of private functions, and statics apart. What nothing uses is left
+        to the linker to take out.
+        """
+        return ["-Clink-dead-code=yes", *(["-Clink-arg=-Wl,--gc-sections"] if self.is_linked else [])]
 
     def start_trace(self) -> None:
         """Has the tracer, where it is preloaded, write down what proc macros read."""

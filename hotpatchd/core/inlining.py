@@ -4,6 +4,10 @@ The program and the thin rebuild are cut into codegen units differently, so the 
 Where the thin rebuild has a function G call F, the program's G may hold a copy of F's old code instead. That shows: it
 then refers to F less often than the thin G does. Such a G has to be replaced together with F, and so on for the
 functions that may hold a copy of G.
+
+A copy is not all that G may hold. Where the program's G and F were compiled together, the optimiser may have used what
+it found out about F: what F returns, that it never returns or never panics, which arguments it ignores. Where thin
+G and F are compiled together as well, G differs when that changes. So those that are not are replaced in any case.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,8 +26,9 @@ def find_stale_callers(
         changed: functions whose code differs from the program's, those that the program has no symbol for included.
         callers: function → (function that refers to it in the thin rebuild, how often).
         references_in_program: (caller, callee) → how often the program's caller refers to the callee; None where
-            the program has no such caller.
-        is_replaced: whether the program runs a function as an earlier patch brought it, with every reference in it.
+            the program has no such caller, or where the thin rebuild compiles the two apart.
+        is_replaced: whether the program runs a function as an earlier patch brought it, with every reference in it,
+            and nothing else of it.
 
     Returns:
         Sorted names, without `changed` itself.

@@ -101,7 +101,7 @@ _COMMON = _rows(
     (
         _options(
             "code-model collapse-macro-debuginfo control-flow-guard force-frame-pointers force-unwind-tables"
-            " inline-threshold instrument-coverage jump-tables llvm-args no-prepopulate-passes no-redzone"
+            " inline-threshold instrument-coverage jump-tables no-prepopulate-passes no-redzone"
             " no-stack-check no-vectorize-loops no-vectorize-slp overflow-checks panic passes prefer-dynamic"
             " profile-generate profile-use relocation-model remark soft-float target-cpu target-feature"
             " unsafe-allow-abi-mismatch"
@@ -109,6 +109,7 @@ _COMMON = _rows(
         "keep",
         _CODE,
     ),
+    ("-C llvm-args", "keep", "the code must behave as the host's does, and each function have an address of its own"),
     (
         _options(
             "ar default-linker-libraries dlltool link-arg link-args link-self-contained linker"
@@ -208,6 +209,7 @@ def edit_cgu(
         added.append(long_arg("--json", ",".join(told)))
     if opt_level == "match":
         kept.add("-C opt-level")
+        inferred += _keep_addresses_apart(args)
     else:
         inferred += _pin_debug_assertions(args)
         added.append(codegen_arg("opt-level", "0"))
@@ -250,6 +252,18 @@ def _pin_debug_assertions(args: Sequence[Arg]) -> list[Arg]:
     """Keep debug assertions off in a crate whose level is lowered: rustc turns them on at level 0 by default."""
     is_as_wanted = codegen(args, "opt-level") in (None, "0") or codegen(args, "debug-assertions") is not None
     return [] if is_as_wanted else [codegen_arg("debug-assertions", "no")]
+
+
+def _keep_addresses_apart(args: Sequence[Arg]) -> list[Arg]:
+    """Make no function another name of an equal one: a later edit may change one of them, and its callers jump there.
+
+    Source: LLVM's `MergeFunctions`, which rustc runs from level 2 on; without aliases it makes functions that jump.
+    """
+    is_set = any(arg.setting == "-C llvm-args" and _ALIASES in arg.setting_value for arg in args)
+    return [] if is_set else [codegen_arg("llvm-args", f"{_ALIASES}=0")]
+
+
+_ALIASES = "-mergefunc-use-aliases"
 
 
 def _is_rebuilt(arg: Arg, thin_crates: Mapping[str, str]) -> bool:

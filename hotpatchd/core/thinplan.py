@@ -52,6 +52,17 @@ def opt_level_of(argv: Sequence[str]) -> str:
     return codegen(parse_argv(argv), "opt-level") or "0"
 
 
+def lto_of(argv: Sequence[str]) -> str | None:
+    """The link-time optimisation that a command asks for, `fat` or `thin`; None for none beyond the crate itself.
+
+    Source: rustc_session, `config::LtoCli`.
+    """
+    asked = codegen(parse_argv(argv), "lto")
+    if asked in (None, "off", "no", "n", "false"):
+        return None
+    return "thin" if asked == "thin" else "fat"
+
+
 def plan_thin_crates(
     captures: Sequence[Capture],
     *,
