@@ -90,10 +90,11 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Import:
-    """The 8 bytes at `slot` receive the address of the dynamic symbol `name`."""
+    """The 8 bytes at `slot` receive the address of the dynamic symbol `name`, or 0 if it is weak and there is none."""
 
     name: str
     slot: int
+    weak: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,11 @@ class Idle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patch:
-    """A linked image as one client is to apply it; `patch` is the SHA-256 of its `size` bytes, in hex."""
+    """A linked image as one client is to apply it; `patch` is the SHA-256 of its `size` bytes, in hex.
+
+    `libraries` are shared libraries that may have to be loaded for its imports. With `proof` the client is to tell when
+    its functions run for the first time.
+    """
 
     patch: str
     edit: int
@@ -153,6 +158,8 @@ class Patch:
     thread_locals: tuple[ThreadLocalImage, ...]
     elf: str | None
     idle: tuple[Idle, ...] = ()
+    libraries: tuple[str, ...] = ()
+    proof: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,21 +198,46 @@ class OnStack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """A patch or an undo took effect; `timings_us` are stages by name, `next` as in `Region`."""
+    """A patch or an undo took effect; `timings_us` are stages by name, `next` as in `Region`.
+
+    With `proof`, `Ran` will tell of the patch's functions.
+    """
 
     next: int
     threads: int
     timings_us: dict[str, float]
     on_stack: tuple[OnStack, ...]
+    proof: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """New code ran for the first time.
+
+    Args:
+        patch: the patch that brought it.
+        from_addrs: the functions that it replaces.
+        after_us: from the patch's taking effect to when the client found that it had run.
+        within_us: how much earlier it may have run at most.
+    """
+
+    patch: str
+    from_addrs: tuple[int, ...]
+    after_us: int
+    within_us: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A patch or an undo was turned down, and nothing changed in the program."""
+    """A patch or an undo was turned down, and nothing changed in the program.
+
+    `from_addr` is the function that it is about, where the client does not know its name.
+    """
 
     reason: RefuseReason
     detail: str
     symbol: str | None
+    from_addr: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +258,14 @@ class ClientAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientRan:
+    """A client found that new code ran; it may tell that more than once."""
+
+    client: int
+    ran: Ran
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLost:
     """The connection of a welcomed client ended; what was sent and not answered stays unanswered."""
 
@@ -233,4 +273,4 @@ class ClientLost:
     reason: str
 
 
-ClientEvent = ClientHello | ClientAnswer | ClientLost
+ClientEvent = ClientHello | ClientAnswer | ClientRan | ClientLost

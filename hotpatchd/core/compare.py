@@ -1,10 +1,10 @@
 """Which functions of a build differ from what a program runs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from hotpatchd.core.demangle import demangle
-from hotpatchd.core.unit import Fingerprint, Host, Unit
+from hotpatchd.core.unit import Fingerprint, Host, Unit, is_rust_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,27 +48,69 @@ def find_differences(units: Iterable[Unit], running: Callable[[str], Fingerprint
     return Differences(changed=tuple(sorted(changed)), moved=tuple(sorted(moved)), absent=tuple(sorted(absent)))
 
 
-def find_new_collected(before: Unit | None, now: Unit) -> tuple[str, ...]:
-    """Names of the linker-collected sections that an edit of one object added or changed, sorted."""
-    known = before.collected if before else {}
-    return tuple(sorted(name for digest, name in now.collected.items() if digest not in known))
+def find_changed_constants(units: Iterable[Unit], running: Callable[[str], Fingerprint | None]) -> tuple[str, ...]:
+    """Statics that nobody can write to and that have other content than in the program, sorted.
+
+    What linkers gather into tables is not among them: it is reached by its place there.
+
+    Args:
+        units: objects of the current build.
+        running: the fingerprint of a static as the program has it; None for one that its source did not have.
+    """
+    found = set()
+    for unit in units:
+        for name, definition in unit.exports.items():
+            before = running(name) if definition.kind == "constant" and is_rust_name(name) else None
+            if before is None:
+                continue
+            now = unit.fingerprint(definition.section)
+            if now.blind != before.blind and now.strict not in unit.collected:
+                found.add(name)
+    return tuple(sorted(found))
 
 
-def find_kept_initialisers(before: Unit | None, now: Unit, host: Host) -> tuple[str, ...]:
-    """Statics of one object whose initialiser an edit changed and that keep their value in the program, sorted.
+def find_new_collected(before: Iterable[Unit], now: Iterable[Unit]) -> tuple[str, ...]:
+    """Names of the linker-collected sections that an edit added or changed, sorted.
+
+    Args:
+        before: the objects of the build before that the newest build has others of.
+        now: these others.
+    """
+    known = {digest for unit in before for digest in unit.collected}
+    return tuple(sorted(name for unit in now for digest, name in unit.collected.items() if digest not in known))
+
+
+def find_kept_initialisers(
+    before: Iterable[Unit],
+    now: Iterable[Unit],
+    host: Host,
+    renamed: Mapping[str, str] | None = None,
+    replaced: Container[str] = (),
+) -> tuple[str, ...]:
+    """Statics whose initialiser an edit changed and that keep their value in the program, sorted.
 
     Line numbers in it do not count.
+
+    Args:
+        before: the objects of the build before that the newest build has others of.
+        now: these others.
+        host: the program's symbols.
+        renamed: statics whose symbol changed with the definition of their type → the earlier symbol.
+        replaced: statics that nobody can write to and that a patch brings anew.
     """
-    if before is None:
-        return ()
-    found = []
-    for name, definition in now.exports.items():
-        earlier = before.exports.get(name)
-        if definition.kind == "function" or earlier is None or earlier.kind == "function":
-            continue
-        different = now.fingerprint(definition.section).blind != before.fingerprint(earlier.section).blind
-        if different and host.find(name):
-            found.append(name)
+    known = {name: unit for unit in before for name in unit.statics}
+    found = set()
+    for unit in now:
+        for name, definition in unit.statics.items():
+            earlier_name = (renamed or {}).get(name, name)
+            earlier = known.get(earlier_name)
+            if earlier is None or name in replaced or (definition.kind == "constant" and definition.local):
+                continue
+            old = earlier.fingerprint(earlier.statics[earlier_name].section)
+            different = unit.fingerprint(definition.section).blind != old.blind
+            holds_old = any(reference.name in replaced for reference in unit.references(definition.section))
+            if (different or holds_old) and host.find(name):
+                found.add(name)
     return tuple(sorted(found))
 
 

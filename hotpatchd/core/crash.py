@@ -8,6 +8,9 @@ import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+PANIC = -1
+"""What a note has in place of a signal's number, where a panic of the first thread may have ended the program."""
+
 _MAGIC = b"hpcrash1"
 _HEADER = struct.Struct("=8sIIiiiIQQ16s")
 """Magic, process, thread, signal, code, last signal, number of frames, fault address, stack pointer, thread name."""
@@ -37,7 +40,7 @@ class CrashNote:
     """A client's note of a fault, innermost frame first.
 
     Args:
-        signal: number of the signal that the fault raised.
+        signal: number of the signal that the fault raised, or `PANIC`.
         last_signal: of the newest one: another where the program's own handler ended it by `abort`.
         fault_addr: the address that could not be accessed, where the signal is about one.
         stack_pointer: of the thread, when it failed.
@@ -84,10 +87,10 @@ class CrashFrame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crash:
-    """The fault that ended a program.
+    """The fault, or the panic, that ended a program.
 
     Args:
-        signal: the name of the signal that it raised.
+        signal: the name of the signal that it raised; `panic` for a panic.
         ended_by: of the one that ended the program: another where the program's own handler called `abort`.
         stack_overflow: whether the thread's stack was used up.
         thread: the name of the thread; the first one is called main.
@@ -102,12 +105,17 @@ class Crash:
 
     @property
     def patched(self) -> CrashFrame | None:
-        """The innermost frame of code that an edit brought."""
-        return next((frame for frame in self.frames if frame.edit is not None), None)
+        """The innermost frame of code that an edit brought; of the developer's own, if there is such.
+
+        An edit brings instances of library functions along. Files of the workspace are named from its root.
+        """
+        brought = [frame for frame in self.frames if frame.edit is not None]
+        own = (frame for frame in brought if frame.file and not frame.file.startswith("/"))
+        return next(own, brought[0] if brought else None)
 
 
 def parse_note(content: bytes) -> CrashNote | None:
-    """Read the file that a client leaves; None where it notes no fault.
+    """Read the file that a client leaves; None where it notes neither fault nor panic.
 
     Source: `docs/wire.md`, "Crashes".
     """
@@ -115,7 +123,7 @@ def parse_note(content: bytes) -> CrashNote | None:
         return None
     magic, pid, tid, number, _, last, count, fault_addr, stack_pointer, name = _HEADER.unpack_from(content)
     frames = content[_HEADER.size : _HEADER.size + count * _FRAME.size]
-    if magic != _MAGIC or not {number, last} <= signal.valid_signals() or len(frames) < count * _FRAME.size:
+    if magic != _MAGIC or not {number, last} <= {PANIC, *signal.valid_signals()} or len(frames) < count * _FRAME.size:
         return None
     return CrashNote(
         signal=number,
@@ -148,10 +156,14 @@ def attribute(
             CrashFrame(function=place.function, file=place.file, line=place.line, edit=patch.edit if patch else None)
         )
     return Crash(
-        signal=signal.Signals(note.signal).name,
-        ended_by=signal.Signals(note.last_signal).name,
+        signal=_name(note.signal),
+        ended_by=_name(note.last_signal),
         stack_overflow=note.signal == signal.SIGSEGV
         and -_BELOW_STACK <= note.fault_addr - note.stack_pointer < _FRAME_SIZE,
         thread=note.thread,
         frames=tuple(frames),
     )
+
+
+def _name(number: int) -> str:
+    return "panic" if number == PANIC else signal.Signals(number).name

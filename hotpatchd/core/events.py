@@ -13,12 +13,16 @@ VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
 NoteName = Literal[
     "on_stack",
     "initialiser_kept",
+    "old_code_kept",
     "inlined_into",
     "not_in_host",
     "not_hot",
+    "begins_anew",
     "collected",
     "own_instance",
     "no_difference",
+    "not_judged",
+    "still_in_source",
 ]
 
 BuildReason = Literal["start", "restart", "background"]
@@ -153,6 +157,29 @@ class PatchSent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PatchRan:
+    """New code of an edit ran for the first time in a program.
+
+    Args:
+        edit: its number.
+        client: the program.
+        functions: what ran.
+        waiting: what the same patch replaced and has not run yet.
+        since_save_ms: from the last write to a file until the client found that it had run; None where the program got
+            the patch later than others, because it connected or returned later.
+        within_ms: how much earlier it may have run at most.
+    """
+
+    event: ClassVar = "patch.ran"
+    edit: int
+    client: int
+    functions: tuple[str, ...]
+    waiting: tuple[str, ...]
+    since_save_ms: float | None
+    within_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditVerdict:
     """The end of an edit; every edit has exactly one."""
 
@@ -232,6 +259,7 @@ Event = (
     | RebuildFinished
     | RebuildFailed
     | PatchSent
+    | PatchRan
     | EditVerdict
     | EditsUndone
     | BuildStarted

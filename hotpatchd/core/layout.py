@@ -66,12 +66,16 @@ class FunctionTypes:
     """The types that a function has to do with.
 
     Args:
+        path: its path; closures and the code of async functions have their number in it.
         signature: of its parameters and its result.
+        parameters: of its parameters that have a name, in their order, then of its result (empty: none).
         generic: for which it was instantiated; all that is told of glue that the compiler makes.
         all: these, and those of everything that it names.
     """
 
+    path: str = ""
     signature: frozenset[str]
+    parameters: tuple[str, ...] = ()
     generic: frozenset[str]
     all: frozenset[str]
 
@@ -142,6 +146,9 @@ def judge_layouts(
     *,
     is_live: Callable[[str], bool],
     callers: Callable[[str], Iterable[str]],
+    can_wait: bool = True,
+    is_apart: Callable[[str], bool] = lambda _: False,
+    tables: Mapping[str, str] | None = None,
 ) -> Judgement:
     """Compare the types of the code that runs with those of the code that is to run.
 
@@ -150,19 +157,32 @@ def judge_layouts(
         now: these others.
         is_live: whether the program has a function or static.
         callers: the functions that refer to one in the code that runs.
+        can_wait: whether the program's client finds out that no thread is inside a function; what would be `idle` is
+            refused where it does not.
+        is_apart: whether the old values of a type are left to the old code, so that its new layout is that of another
+            type.
+        tables: traits whose virtual tables have another order than before → what changed.
     """
     running = tuple(before)
     old, new = _layouts(running), _layouts(now)
+    traits = {f"dyn {trait}": text for trait, text in (tables or {}).items()}
     changed = {
-        path: difference for path in old.keys() & new.keys() if (difference := _difference(old[path], new[path]))
+        path: difference
+        for path in old.keys() & new.keys()
+        if (difference := _difference(old[path], new[path]))
+        and not is_apart(path)
+        and not any(_is_about(path, trait) for trait in traits)
     }
-    if not changed:
+    if not changed and not traits:
         return Judgement()
     uses = tuple(unit.uses for unit in running)
+    causes = [(path, difference, _reaching([path], uses)) for path, difference in _causes(changed, uses)]
+    for trait, text in traits.items():
+        about = {path for unit in uses for path in (*unit.parts, *unit.holders) if _is_about(path, trait)}
+        causes.append((trait, _Difference(text=text, follows=False), _reaching(about, uses)))
     refusals: list[Refusal] = []
     idle: dict[str, Refusal] = {}
-    for path, difference in _causes(changed, uses):
-        reach = _reaching(path, uses)
+    for path, difference, reach in causes:
         using = {
             name: types
             for unit in uses
@@ -171,7 +191,7 @@ def judge_layouts(
         }
         place = next(_lasting_places(path, reach, uses, using, is_live), None)
         if place is not None:
-            crate = path.partition("::")[0]
+            crate = path.removeprefix("dyn ").partition("::")[0]
             names = sorted({demangle(name) for name in using}, key=lambda name: (not name.startswith(crate), name))
             used = f"; used by {', '.join(names[:_NAMED])}" if names else ""
             refusals.append(_refusal(path, difference, f"{place}{used}"))
@@ -179,9 +199,31 @@ def judge_layouts(
         handing = {name for name, types in using.items() if not (types.signature | types.generic).isdisjoint(reach)}
         if handing:
             calling = {caller for name in handing for caller in callers(name) if is_live(caller)}
+            if not can_wait:
+                place = f"{demangle(min(handing))} hands values of it around, which may be alive in functions that run"
+                refusals.append(_refusal(path, difference, place))
+                continue
             for name in sorted({*using, *calling}):
                 idle[name] = _refusal(path, difference, f"{demangle(name)} is running, which may hold values of it")
     return Judgement(refusals=tuple(refusals), idle=idle)
+
+
+def find_changed(before: Iterable[UnitTypes], now: Iterable[UnitTypes], is_wanted: Callable[[str], bool]) -> set[str]:
+    """Paths of types with a layout that they did not have, another name of a field included.
+
+    Args:
+        before: objects of the code that runs that the new build has others of.
+        now: these others.
+        is_wanted: whether a type is asked about.
+    """
+    old, new = _layouts(before), _layouts(now)
+    return {path for path in filter(is_wanted, old.keys() & new.keys()) if not new[path] <= old[path]}
+
+
+def _is_about(path: str, trait: str) -> bool:
+    """Whether a type is `dyn Trait`, a pointer to that, or an instance for either."""
+    rest = path.partition(trait)[2] if trait in path else ":"
+    return not (rest[:1].isalnum() or rest.startswith(("_", ":")))
 
 
 def _refusal(path: str, difference: "_Difference", place: str) -> Refusal:
@@ -229,7 +271,7 @@ def _causes(changed: Mapping[str, _Difference], units: Iterable[Uses]) -> Iterat
     following = {
         holder
         for path in changed
-        for holder in _reaching(path, units) - {path}
+        for holder in _reaching([path], units) - {path}
         if holder in changed and changed[holder].follows
     }
     kept = {path: difference for path, difference in changed.items() if path not in following}
@@ -277,9 +319,10 @@ def _tag(variant: Variant) -> str:
     return "none" if variant.tag is None else str(variant.tag)
 
 
-def _reaching(path: str, units: Iterable[Uses]) -> set[str]:
-    """The type itself, and all types that contain it or lead to it."""
-    found, waiting = {path}, [path]
+def _reaching(paths: Iterable[str], units: Iterable[Uses]) -> set[str]:
+    """These types themselves, and all types that contain one of them or lead to it."""
+    found = set(paths)
+    waiting = list(found)
     while waiting:
         part = waiting.pop()
         for unit in units:
@@ -321,4 +364,4 @@ def _is_borrowed(trait: str, units: tuple[Uses, ...]) -> bool:
     if not trait.startswith(_BORROWED_TRAITS):
         return False
     objects = {part for unit in units for part in unit.holders if part.startswith(f"dyn {trait}")}
-    return all(holder.startswith(_BORROWING) for made in objects for holder in _reaching(made, units))
+    return all(holder.startswith(_BORROWING) for made in objects for holder in _reaching([made], units))

@@ -184,6 +184,20 @@ def note_own_state(selection: Selection) -> tuple[Note, ...]:
     )
 
 
+def note_unjudged(target: str) -> tuple[Note, ...]:
+    """The note for a target whose objects do not tell the layouts of types in a way that is read.
+
+    Source: `rustc_target::spec` (`is_like_msvc`: debug information in CodeView).
+    """
+    if not target.endswith("-msvc"):
+        return ()
+    detail = (
+        "layouts of types are not compared for this target, whose objects describe them in CodeView: restart after an"
+        " edit that changes one"
+    )
+    return (Note(symbol=target, note="not_judged", detail=detail),)
+
+
 def renamed(table: SymbolTable, suffix: str) -> SymbolTable:
     """Only those symbols of a file that have a suffix, without it."""
     symbols = (

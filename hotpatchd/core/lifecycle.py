@@ -2,13 +2,15 @@
 
 A restart builds fully while the old program goes on. Only a build that worked replaces it; what settled meanwhile is
 looked at afterwards, against the new program's objects. A restart without the last edit needs no build: a new process
-of the same build is brought to what ran before that edit.
+of the same build is brought to what ran before that edit. After a crash, the edit whose code failed counts as the last
+one: those that came after it are left out as well.
 """
 
 import signal
 from dataclasses import replace
 
 from hotpatchd.core import events
+from hotpatchd.core.crash import Crash, CrashFrame
 from hotpatchd.core.messages import (
     Adopt,
     BackgroundDue,
@@ -27,7 +29,7 @@ from hotpatchd.core.messages import (
     StartAgain,
 )
 from hotpatchd.core.session import Session
-from hotpatchd.core.state import Restart, Result, State, then
+from hotpatchd.core.state import Restart, Result, SentEdit, State, then
 
 PANICKED = 101
 """Exit status of a program whose `main` panicked. Source: std's `rt.rs`."""
@@ -63,12 +65,14 @@ def start_restart(state: State) -> Result:
     state = cancelled[0]
     if wish.without_last and state.sent is not None:
         before = state.sent.before
+        left = tuple(edit for edit in state.in_force if edit.edit <= before)
         again = replace(
             state,
             target=before,
             previous=before,
-            sent=None,
-            in_force=tuple(edit for edit in state.in_force if edit.edit <= before),
+            sent=left[-1] if left else None,
+            in_force=left,
+            undone=(*state.undone, *(edit for edit in _in_program(state) if edit.edit > before)),
             crashed=False,
         )
         replies = tuple(Reply(request=request, result={"edit": before, "started": True}) for request in wish.requests)
@@ -113,6 +117,7 @@ def fully_built(state: State, event: FullyBuilt) -> Result:
         dirty=frozenset(),
         sent=None,
         in_force=(),
+        undone=(),
         crashed=False,
         outdated=False,
     )
@@ -139,8 +144,10 @@ def program_ended(state: State, event: ProgramEnded) -> Result:
     Of programs that others started, only crashes are told.
     """
     sent = state.sent
-    crashed = event.status < 0 or event.status == PANICKED
-    failed = event.crash.patched if event.crash else None
+    crashed = event.status < 0 or event.status == PANICKED or event.crash is not None
+    made = _in_program(state)
+    crash = _with_edits(event.crash, made) if event.crash else None
+    failed = crash.patched if crash else None
     edit, functions = (sent.edit, sent.functions) if sent else (None, ())
     if failed:
         edit, functions = failed.edit, (failed.function,) if failed.function else functions
@@ -151,20 +158,38 @@ def program_ended(state: State, event: ProgramEnded) -> Result:
             signal=signal.Signals(-event.status).name if event.status < 0 else None,
             edit=edit,
             functions=functions,
-            crash=event.crash,
+            crash=crash,
         )
     )
     if event.pid != state.program:
-        return state, (told,) if event.crash else ()
-    state = replace(state, program=0, crashed=crashed)
+        return state, (told,) if crash else ()
+    blamed = next((one for one in made if failed and one.edit == failed.edit), sent)
+    state = replace(state, program=0, crashed=crashed, sent=blamed)
     is_replaced = state.wish is not None or state.restart is not None
     if is_replaced:
         return state, (told,)
-    if crashed and state.policy.auto_restart and sent:
+    if crashed and state.policy.auto_restart and blamed:
         return replace(state, wish=Restart(without_last=True)), (told,)
     if crashed and state.policy.stays:
-        return state, (told, OfferRestart(without_last=sent is not None))
+        return state, (told, OfferRestart(leaves_out=blamed.edit if blamed else None))
     return state, (told, End(status=128 - event.status if event.status < 0 else event.status))
+
+
+def _in_program(state: State) -> tuple[SentEdit, ...]:
+    """The edits that may be in the program, oldest first."""
+    return tuple({edit.edit: edit for edit in (*state.in_force, *((state.sent,) if state.sent else ()))}.values())
+
+
+def _with_edits(crash: Crash, made: tuple[SentEdit, ...]) -> Crash:
+    """Tell each frame's edit by its function: one patch may bring several edits to a program that came after them."""
+
+    def edit_of(frame: CrashFrame) -> int | None:
+        newest = frame.edit
+        if newest is None:
+            return None
+        return max((one.edit for one in made if one.edit <= newest and frame.function in one.functions), default=newest)
+
+    return replace(crash, frames=tuple(replace(frame, edit=edit_of(frame)) for frame in crash.frames))
 
 
 def schedule_background(state: State) -> Result | None:

@@ -266,9 +266,12 @@ class ScheduleBackground:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferRestart:
-    """The program crashed: tell the developer how it can be started again."""
+    """The program crashed: tell the developer how it can be started again.
 
-    without_last: bool
+    `leaves_out` is the edit that it can be started without, with all that came later.
+    """
+
+    leaves_out: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

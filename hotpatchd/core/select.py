@@ -10,6 +10,7 @@ The roots are the functions whose code differs from what the program runs. From 
 4. so does one that an archive of the captured link line defines;
 5. a thread-local that nobody has yet gets a place in the reserve that the client keeps in every thread;
 6. the rest is an import, found by the client with `dlsym`, unless its name is Rust's: then nothing can define it.
+   What is only referred to weakly may be missing there, and no archive is asked for it.
 
 Object-local functions and constants of this build always come along: the optimiser may have given the program's own
 copy of such a function another signature. Object-local *state* never does when the program has it.
@@ -47,6 +48,7 @@ class Selection:
         units: the objects it takes from, by name.
         host_names: symbols that it takes from the program.
         imports: symbols that the client finds with `dlsym`.
+        weak_imports: those of them that need not exist.
         replaced: functions of the program that it replaces (the roots), sorted.
         added: functions of the edited crates that are new to the program, sorted.
         new_state: statics that are new to the program, sorted.
@@ -58,6 +60,7 @@ class Selection:
     units: tuple[KeptUnit, ...]
     host_names: frozenset[str]
     imports: frozenset[str]
+    weak_imports: frozenset[str]
     replaced: tuple[str, ...]
     added: tuple[str, ...]
     new_state: tuple[str, ...]
@@ -97,6 +100,7 @@ class _Walk:
         self.resolved: set[str] = set()
         self.host_names: set[str] = set()
         self.imports: set[str] = set()
+        self.weak: set[str] = set()
         self.thread_locals: dict[str, NewThreadLocal] = {}
         self.refusals: dict[str, Refusal] = {}
 
@@ -130,7 +134,9 @@ class _Walk:
             if reference.section > 0:
                 self.local(unit, reference.section)
             return
-        if reference.name not in self.resolved:
+        if reference.weak and not (self.host.find(reference.name) or self.definitions.get(reference.name)):
+            self.weak.add(reference.name)
+        elif reference.name not in self.resolved:
             self.resolved.add(reference.name)
             self.resolve(unit, reference.name)
         own = unit.exports.get(reference.name)
@@ -242,7 +248,7 @@ class _Walk:
             )
         elif (
             unit.from_archive
-            and not any(is_rust_name(d.name) for d in named)
+            and not any(d.name.startswith(_UNIQUE_PREFIXES) for d in named)
             and any(self.host.find(export) for export in unit.exports)
         ):
             self.refuse(
@@ -293,6 +299,7 @@ def select(
     wanted = frozenset(roots)
     walk = _Walk(definitions, host, archives, wanted, baseline_state, redirect, shares_constants)
     walk.run()
+    weak = frozenset(walk.weak - walk.resolved)
     added: set[str] = set()
     new_state: set[str] = set()
     for kept in walk.kept.values():
@@ -315,7 +322,8 @@ def select(
             if kept.sections
         ),
         host_names=frozenset(walk.host_names),
-        imports=frozenset(walk.imports),
+        imports=frozenset(walk.imports) | weak,
+        weak_imports=weak,
         replaced=tuple(sorted(wanted)),
         added=tuple(sorted(added)),
         new_state=tuple(sorted(new_state)),

@@ -8,6 +8,7 @@ from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.messages import Command, Prepared, Settled
 from hotpatchd.core.session import Session
+from hotpatchd.core.unit import Fingerprint
 
 Phase = Literal["waiting", "idle", "building", "applying", "undoing", "restarting"]
 
@@ -62,11 +63,13 @@ class SentEdit:
         edit: its number.
         before: the edit whose objects programs ran before it.
         functions: what its patch replaced.
+        code: of these, symbol → fingerprint.
     """
 
     edit: int
     before: int
     functions: tuple[str, ...]
+    code: Mapping[str, Fingerprint]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,8 +115,11 @@ class State:
         cancelling: whether that was told to end.
         target: the edit whose objects programs are to run; 0 stands for the program's own code.
         previous: `target` before the newest build.
-        sent: the newest edit that was sent to any program since the program started, and not taken back.
+        target_differs: whether programs run other code with these objects than with those of the edits in force.
+        sent: what a restart without the last edit leaves out, with all that came later: the newest edit that was sent
+            to any program and not taken back, or the one whose code failed.
         in_force: the edits that any program applied, and that were not taken back, oldest first.
+        undone: edits that were taken back, or left out after a crash, and that the source may still have.
         awaited: clients whose preparation or answer is outstanding, with what was prepared.
         outcome: of the edit in hand.
         carried: edits that share the verdict of the one in hand.
@@ -141,8 +147,10 @@ class State:
     cancelling: bool = False
     target: int = 0
     previous: int = 0
+    target_differs: bool = True
     sent: SentEdit | None = None
     in_force: tuple[SentEdit, ...] = ()
+    undone: tuple[SentEdit, ...] = ()
     awaited: Mapping[int, Prepared | None] = field(default_factory=dict)
     outcome: Outcome = Outcome(edit=0)
     carried: tuple[int, ...] = ()

@@ -21,12 +21,13 @@ An undo takes edits back for all programs, also for those that connect later: th
 before, until the next edit. A client that had several edits in one patch takes that back, and gets what of it remains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal, TypeVar
 
 from hotpatchd.core import lifecycle
 from hotpatchd.core.client import Hello, Refused
+from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import (
     ClientConnected,
     EditSettled,
@@ -65,7 +66,15 @@ from hotpatchd.core.messages import (
     StepEvent,
     UndoAsked,
 )
-from hotpatchd.core.session import Session, after_applied, after_nothing, after_undo, is_newer, undo_target
+from hotpatchd.core.session import (
+    PatchContent,
+    Session,
+    after_applied,
+    after_nothing,
+    after_undo,
+    is_newer,
+    undo_target,
+)
 from hotpatchd.core.state import Outcome, Restart, Result, SentEdit, State, Undo, then
 
 NEW_PROCESS_REASONS = frozenset({"region_full"})
@@ -213,7 +222,7 @@ def _rebuilt(state: State, event: Rebuilt) -> Result:
         return then(told, _conclude(state, "failed", ()))
     if _is_outdated(state, frozenset(event.crates)):
         return then(told, _carry(state))
-    state = replace(state, previous=state.target, target=state.edit)
+    state = replace(state, previous=state.target, target=state.edit, target_differs=True)
     if state.sessions:
         connected = {session.hello.build_id for session in state.sessions.values()}
         missing = tuple(sorted(name for build_id, name in event.programs.items() if build_id not in connected))
@@ -272,9 +281,9 @@ def _prepared(state: State, event: Prepared) -> Result:
             sessions = {**sessions, event.client: after_nothing(sessions[event.client], state.target)}
         return _done_with(replace(state, outcome=outcome, sessions=sessions), event.client)
     state = replace(state, outcome=outcome, awaited={**state.awaited, event.client: event})
-    if state.target != state.previous:
-        functions = (*event.functions.patched, *event.functions.added)
-        state = replace(state, sent=SentEdit(edit=state.target, before=state.previous, functions=functions))
+    made = _made(state, event)
+    if state.target_differs and made.edit > max(made.before, state.sent.edit if state.sent else 0):
+        state = replace(state, sent=made)
     sent = PatchSent(edit=event.content.edit, client=event.client, kind=event.kind, bytes=event.bytes)
     return state, (Send(client=event.client, patch=event.content.patch), Emit(event=sent))
 
@@ -290,7 +299,10 @@ def _answered(state: State, event: Answered) -> Result:
         return state, ()
     outcome = state.outcome
     if isinstance(event.answer, Refused):
-        refusal = Refusal(symbol=event.answer.symbol, reason=event.answer.reason, detail=event.answer.detail)
+        symbol = event.answer.symbol
+        if event.answer.from_addr is not None:
+            symbol = prepared.names.get(event.answer.from_addr, hex(event.answer.from_addr))
+        refusal = Refusal(symbol=symbol, reason=event.answer.reason, detail=event.answer.detail)
         outcome = replace(outcome, refusals=_union(outcome.refusals, (refusal,)))
     else:
         apply_ms = event.answer.timings_us.get("total", 0.0) / 1000
@@ -306,14 +318,16 @@ def _answered(state: State, event: Answered) -> Result:
             outcome,
             applied=outcome.applied + 1,
             functions=_merge(outcome.functions, prepared.functions),
-            notes=_union(outcome.notes, on_stack),
+            notes=_union(outcome.notes, (*on_stack, *_still_in_source(state.undone, prepared.content))),
             apply_ms=max(outcome.apply_ms, apply_ms),
             send_ms=max(outcome.send_ms, event.since_sent_ms - apply_ms),
             total_ms=max(outcome.total_ms, (event.now - outcome.last_write) * 1000),
         )
-        session = after_applied(session, prepared.content, event.answer.next)
-        functions = (*prepared.functions.patched, *prepared.functions.added)
-        state = replace(state, in_force=_with_edit(state.in_force, state.target, functions))
+        left = frozenset(note.symbol for note in on_stack)
+        session = after_applied(session, prepared.content, event.answer.next, left)
+        made = _made(state, prepared)
+        if state.target_differs and made.edit > made.before:
+            state = replace(state, in_force=(*state.in_force, made))
     sessions = {**state.sessions, event.client: session}
     return _done_with(replace(state, outcome=outcome, sessions=sessions), event.client)
 
@@ -355,6 +369,9 @@ def _conclude(
         return idle, ()
     is_applied = outcome.applied > 0
     idle = replace(idle, outdated=state.outdated or is_applied)
+    if outcome.compile_ms is not None and verdict in ("applied", "unchanged"):
+        # What was taken back is in these objects, or not in the source any more.
+        idle = replace(idle, undone=(), target_differs=is_applied)
     if verdict == "restart" and state.policy.auto_restart:
         idle = replace(idle, wish=idle.wish or Restart())
     reached = outcome.compile_ms is not None and verdict != "failed"
@@ -495,15 +512,34 @@ def _end_undo(state: State) -> Result:
         previous=undo.target,
         late=state.late | unchanged,
         in_force=left,
+        undone=(*state.undone, *state.in_force[len(left) :]),
         sent=left[-1] if left else None,
     )
     return state, (Emit(event=EditsUndone(edits=undo.edits, edit=undo.target)), reply)
 
 
-def _with_edit(in_force: tuple[SentEdit, ...], edit: int, functions: tuple[str, ...]) -> tuple[SentEdit, ...]:
-    """The edits in force once a program applied one; each counts once."""
-    newest = in_force[-1].edit if in_force else 0
-    return in_force if edit <= newest else (*in_force, SentEdit(edit=edit, before=newest, functions=functions))
+def _made(state: State, prepared: Prepared) -> SentEdit:
+    """The edit whose objects are to run, as one program gets it."""
+    functions = (*prepared.functions.patched, *prepared.functions.added)
+    content = prepared.content
+    return SentEdit(
+        edit=state.target,
+        before=state.in_force[-1].edit if state.in_force else 0,
+        functions=functions,
+        code={name: code for name, code in content.functions.items() if demangle(name) in functions} if content else {},
+    )
+
+
+def _still_in_source(undone: tuple[SentEdit, ...], content: PatchContent) -> Iterator[Note]:
+    """Notes for functions that run again as an edit had them that was taken back."""
+    told: set[str] = set()
+    for edit in reversed(undone):
+        for name, code in edit.code.items():
+            again = content.functions.get(name)
+            if again is not None and again.blind == code.blind and name not in told:
+                told.add(name)
+                detail = f"the source still had edit {edit.edit}, which was taken back: this is its code again"
+                yield Note(symbol=demangle(name), note="still_in_source", detail=detail)
 
 
 def _union(first: tuple[T, ...], second: tuple[T, ...]) -> tuple[T, ...]:

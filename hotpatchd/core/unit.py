@@ -80,11 +80,13 @@ class Reference(NamedTuple):
         name: the symbol's name, empty for an anonymous place in a section of this object.
         section: where this object defines it, -1 where it does not.
         local: the name is bound inside this object only.
+        weak: it may stay undefined, and its address is 0 then.
     """
 
     name: str
     section: int
     local: bool
+    weak: bool = False
 
 
 class Unit(Protocol):
@@ -101,6 +103,10 @@ class Unit(Protocol):
     @property
     def exports(self) -> Mapping[str, Definition]:
         """Global and weak definitions, by name."""
+
+    @property
+    def statics(self) -> Mapping[str, Definition]:
+        """Statics and thread-locals, constants and object-local ones that Rust named included, by name."""
 
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
         """All named definitions in one section, local ones included."""

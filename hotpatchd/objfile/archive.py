@@ -5,10 +5,12 @@ Source: System V / GNU archive format, `ar(5)`; the symbol table member is `/` (
 
 import mmap
 import struct
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 from hotpatchd.core.errors import ObjectError
+from hotpatchd.core.unit import is_rust_name
 from hotpatchd.objfile.units import ObjectUnit, open_unit
 
 MAGIC = b"!<arch>\n"
@@ -95,24 +97,30 @@ class Archive:
         return self._members.setdefault(offset, open_unit(data, origin, origin=origin, from_archive=True))
 
 
+_PROMOTED = ".llvm."
+"""What link-time optimisation puts behind a local name that it makes global, before the hash of the module."""
+
+
 class ArchiveSet:
     """The archives of one link line, in its order, opened when first asked.
 
     Args:
         paths: the archives.
+        directories: of libraries that the crates are compiled with. A crate that no source of the program mentioned is
+            not on the link line, but may be mentioned now; names of Rust, and hashed ones, tell it from all others.
     """
 
-    def __init__(self, paths: tuple[Path, ...]) -> None:
+    def __init__(self, paths: tuple[Path, ...], directories: tuple[Path, ...] = ()) -> None:
         self._paths = paths
+        self._directories = directories
 
     @cached_property
     def _index(self) -> dict[str, tuple[Archive, int]]:
-        found: dict[str, tuple[Archive, int]] = {}
-        for path in self._paths:
-            archive = Archive(path)
-            for symbol, offset in archive.symbols.items():
-                found.setdefault(symbol, (archive, offset))
-        return found
+        return _members(self._paths)
+
+    @cached_property
+    def _unlinked_index(self) -> dict[str, tuple[Archive, int]]:
+        return _members(sorted(path for directory in self._directories for path in directory.glob("*.rlib")))
 
     def warm(self) -> None:
         """Read the archives' symbol tables now, so that the first edit need not."""
@@ -121,4 +129,16 @@ class ArchiveSet:
     def member_defining(self, name: str) -> ObjectUnit | None:
         """The first member whose archive symbol table lists `name`."""
         place = self._index.get(name)
+        if place is None and self._directories and (is_rust_name(name) or _PROMOTED in name):
+            place = self._unlinked_index.get(name)
         return place[0].member(place[1]) if place else None
+
+
+def _members(paths: Iterable[Path]) -> dict[str, tuple[Archive, int]]:
+    """Symbol → the first of the archives that defines it, and the offset of its member's header."""
+    found: dict[str, tuple[Archive, int]] = {}
+    for path in paths:
+        archive = Archive(path)
+        for symbol, offset in archive.symbols.items():
+            found.setdefault(symbol, (archive, offset))
+    return found

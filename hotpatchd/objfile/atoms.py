@@ -31,6 +31,7 @@ from hotpatchd.objfile.coff import (
     Symbol,
 )
 from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
+from hotpatchd.objfile.type_layouts import ObjectTypes
 
 _PADDING = re.compile(rb"(?:\x66*\x2e?\x0f\x1f(?:\x00|\x40.|\x44..|\x80.{4}|\x84.{5})|\x66*\x90|\xcc)+\Z", re.DOTALL)
 """What compilers put between functions."""
@@ -103,12 +104,7 @@ class AtomUnit:
 
     def target(self, section: int, reloc: Reloc) -> int:
         """Where a relocation leads, as an offset in the section of its symbol."""
-        header = self.file.sections[section]
-        width = 8 if reloc.type == IMAGE_REL_AMD64_ADDR64 else 4
-        at = header.offset + reloc.offset
-        return self.file.symbols[reloc.symbol].value + int.from_bytes(
-            self.file.data[at : at + width], "little", signed=True
-        )
+        return self.file.target(self.file.sections[section], reloc)
 
     @cached_property
     def atoms(self) -> list[Atom]:
@@ -205,6 +201,11 @@ class AtomUnit:
             if self._kinds.get(symbol.section, "other") != "other" and not symbol.is_section and self._is_shared(symbol)
         }
 
+    @property
+    def statics(self) -> dict[str, Definition]:
+        """Statics and thread-locals, constants included, by name; none that are bound inside the object."""
+        return {name: found for name, found in self.exports.items() if found.kind in ("data", "tls", "constant")}
+
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
         """All named definitions in one atom."""
         return tuple(self._definition(self.file.symbols[index]) for index in self.atom(section).names)
@@ -243,6 +244,11 @@ class AtomUnit:
             if index and self.kind(index) == "init"
         }
 
+    @cached_property
+    def types(self) -> ObjectTypes:
+        """The types that its debug information describes, where that is DWARF."""
+        return ObjectTypes(self.file)
+
     def thread_local(self, definition: Definition) -> NewThreadLocal | None:
         """Its layout and content."""
         atom = self.atom(definition.section)
@@ -258,6 +264,11 @@ class AtomUnit:
     def users(self) -> dict[str, Counter[str]]:
         """As of a `CodeUnit`."""
         return find_referrers(self, frozenset({"function", "constant"}))
+
+    @cached_property
+    def holders(self) -> dict[str, Counter[str]]:
+        """As of a `CodeUnit`."""
+        return find_referrers(self, frozenset({"constant"}), frozenset({"constant", "data"}))
 
     def _content(self, atom: Atom) -> bytes:
         contents = self.file.contents(self.file.sections[atom.section])

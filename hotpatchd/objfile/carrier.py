@@ -18,6 +18,7 @@ from hotpatchd.objfile.elf_writer import ObjectWriter
 from hotpatchd.objfile.machines import Machine
 
 _WORD = struct.Struct("<Q")
+_IMPORT = struct.Struct("<3Q")
 _WORDS_OF_HEADER = 12
 _PROTECTION: Mapping[Protection, int] = {"r": 1, "rw": 3, "rx": 5}
 _REGISTER_FRAME = "__register_frame"
@@ -73,7 +74,7 @@ def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: Machine
     segments = b"".join(
         struct.pack("<5Q", s.addr, s.mem_size, s.offset, s.file_size, _PROTECTION[s.prot]) for s in carried.segments
     )
-    imports = b"".join(struct.pack("<2Q", wanted.slot, 0) for wanted in carried.imports)
+    imports = b"".join(_IMPORT.pack(wanted.slot, 0, wanted.weak) for wanted in carried.imports)
     targets = b"".join(_WORD.pack(thunk.after) for thunk in thunks)
     slots = b"".join(_WORD.pack(thunk.before) for thunk in thunks)
     start = min((s.addr for s in carried.segments), default=0)
@@ -98,7 +99,7 @@ def write_carried(carried: Carried, thunks: Sequence[Thunk], *, machine: Machine
         out.relocate(table_section, _WORD.size * word, machine.absolute, symbol, offset)
     out.relocate(table_section, _WORD.size * 8, machine.absolute, out.undefined(_REGISTER_FRAME, weak=True))
     for index, wanted in enumerate(carried.imports):
-        place = imports_at + 16 * index + 8
+        place = imports_at + _IMPORT.size * index + _WORD.size
         out.relocate(table_section, place, machine.absolute, out.undefined(wanted.name, weak=True))
     for index in range(len(thunks)):
         for offset, kind, addend in machine.jump_relocs:

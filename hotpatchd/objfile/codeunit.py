@@ -115,6 +115,17 @@ class CodeUnit:
             and kinds[symbol.shndx] != "other"
         }
 
+    @cached_property
+    def statics(self) -> dict[str, Definition]:
+        """Statics and thread-locals, constants and object-local ones that Rust named included, by name."""
+        return {
+            symbol.name: self._definition(index)
+            for index, symbol in enumerate(self.obj.symbols)
+            if symbol.shndx > 0
+            and self.kinds[symbol.shndx] in ("data", "tls", "constant")
+            and (symbol.bind != elf.STB_LOCAL or is_rust_name(symbol.name))
+        }
+
     def _is_shared_local(self, symbol: elf.Symbol) -> bool:
         return self._shares_locals and symbol.type == elf.STT_FUNC and is_rust_name(symbol.name)
 
@@ -180,7 +191,8 @@ class CodeUnit:
         """What a relocation in the section `source` with that symbol leads to."""
         symbol = self.obj.symbols[symbol_index]
         if symbol.bind != elf.STB_LOCAL:
-            return Reference(symbol.name, symbol.shndx or -1, local=False)
+            is_weak = symbol.bind == elf.STB_WEAK and symbol.shndx == elf.SHN_UNDEF
+            return Reference(symbol.name, symbol.shndx or -1, local=False, weak=is_weak)
         shared = self._shared_function(symbol.shndx)
         if shared and not self.is_internal(source, symbol.shndx):
             return Reference(shared, symbol.shndx, local=False)
@@ -224,6 +236,11 @@ class CodeUnit:
     def users(self) -> dict[str, Counter[str]]:
         """As `calls`, with references by way of constants, such as vtables."""
         return find_referrers(self, frozenset({"function", "constant"}))
+
+    @cached_property
+    def holders(self) -> dict[str, Counter[str]]:
+        """Symbol → the exported statics that hold its address, by way of anonymous constants, too."""
+        return find_referrers(self, frozenset({"constant"}), frozenset({"constant", "data"}))
 
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section and of everything anonymous that it refers to.
@@ -350,16 +367,21 @@ def _without_line(contents: bytes, relocs: list[elf.Reloc]) -> bytes:
     return struct.pack(f"<{len(kept)}Q", *kept)
 
 
-def find_referrers(unit: Unit, passable: frozenset[SectionKind]) -> dict[str, Counter[str]]:
+def find_referrers(
+    unit: Unit,
+    passable: frozenset[SectionKind],
+    referring: frozenset[SectionKind] = frozenset({"function"}),
+) -> dict[str, Counter[str]]:
     """Symbol → the exported functions of an object that refer to it, and how often.
 
     Args:
         unit: the object.
         passable: kinds of anonymous sections by way of which a reference counts.
+        referring: what is asked for in place of functions.
     """
     found: dict[str, Counter[str]] = {}
     for name, definition in unit.exports.items():
-        if definition.kind != "function":
+        if definition.kind not in referring:
             continue
         sections, waiting = {definition.section}, [definition.section]
         while waiting:

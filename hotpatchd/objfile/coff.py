@@ -152,6 +152,25 @@ class CoffFile:
         """The section's bytes; empty for those that are zero."""
         return self.data[section.offset : section.offset + section.size] if section.offset else b""
 
+    def target(self, section: Section, reloc: Reloc) -> int:
+        """Where a relocation leads, as an offset in the section of its symbol."""
+        width = 8 if reloc.type == IMAGE_REL_AMD64_ADDR64 else 4
+        at = section.offset + reloc.offset
+        return self.symbols[reloc.symbol].value + int.from_bytes(self.data[at : at + width], "little", signed=True)
+
+    def named_contents(self, name: str) -> bytes:
+        """The bytes of the section with that name; empty where there is none."""
+        return next((self.contents(section) for section in self.sections.values() if section.name == name), b"")
+
+    def named_targets(self, name: str) -> dict[int, int]:
+        """Place in the section with that name → offset into the section that is referred to there."""
+        return {
+            reloc.offset: self.target(section, reloc)
+            for section in self.sections.values()
+            if section.name == name
+            for reloc in self.relocs(section)
+        }
+
     def relocs(self, section: Section) -> list[Reloc]:
         """The relocations of one section, in the file's order."""
         end = section.relocs_offset + RELOC.size * section.reloc_count

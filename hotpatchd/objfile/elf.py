@@ -245,6 +245,20 @@ class RelocatableObject(ElfFile):
         """The SHT_RELA section that applies to `section`, if any."""
         return self._rela_of.get(section)
 
+    def named_contents(self, name: str) -> bytes:
+        """The bytes of the section with that name; empty where there is none."""
+        index = self.section_named(name)
+        return b"" if index is None else self.contents(self.sections[index])
+
+    def named_targets(self, name: str) -> dict[int, int]:
+        """Place in the section with that name → offset into the section that is referred to there."""
+        index = self.section_named(name)
+        rela = None if index is None else self.rela_section(index)
+        if rela is None:
+            return {}
+        columns = struct.unpack(f"<{rela.size // 8}Q", self.contents(rela))
+        return dict(zip(columns[0::3], columns[2::3], strict=True))
+
     def relocs(self, section: int) -> list[Reloc]:
         """The relocations of one section, in the file's order."""
         rela = self._rela_of.get(section)

@@ -27,7 +27,7 @@ from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES, Machine
 from hotpatchd.objfile.stub import TlsBlock
 
-_MAGIC = b"hpdidx\x00\x05"
+_MAGIC = b"hpdidx\x00\x06"
 _HEADER = struct.Struct("<8sQ")
 """Magic with a format version, length of the JSON header in bytes."""
 
@@ -369,7 +369,15 @@ def _index_symbols(header: HostHeader, machine: Machine, rows: bytes, strings: b
     end_of_files = rows.rfind(_END_OF_FILES)
     first_made_local = end_of_files // elf.SYM.size if end_of_files >= 0 else len(rows)
     found = sorted(
-        (label, value, size, _kind(info, other, made_local=number > first_made_local, is_promoted=len(labels) > 1))
+        (
+            label,
+            value,
+            size,
+            # An assembler's function need not say what it is.
+            _FUNCTION
+            if info & 15 == elf.STT_NOTYPE and any(start <= value < start + length for start, _, length in header.code)
+            else _kind(info, other, made_local=number > first_made_local, is_promoted=len(labels) > 1),
+        )
         for number, (name, info, other, shndx, value, size) in enumerate(elf.SYM.iter_unpack(rows))
         if name
         and 0 < shndx < elf.SHN_LORESERVE

@@ -9,7 +9,7 @@ from hotpatchd.core.client import EhFrame, Import, Protection, Segment
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile import elf
-from hotpatchd.objfile.rewrite import IMPORT_SLOT_PREFIX
+from hotpatchd.objfile.rewrite import IMPORT_PLACE_MARK, IMPORT_SLOT_PREFIX
 
 PAGE = 4096
 _LENGTH = struct.Struct("<I")
@@ -76,16 +76,23 @@ def read_image(path: Path, *, page_size: int = PAGE) -> Image:
             )
         )
         payload += bytes(lead) + file.data[offset : offset + filesz]
+
+    def is_assembled(symbol: elf.Symbol) -> bool:
+        """Whether it is a function that an assembler was not told to be one."""
+        is_code = file.sections[symbol.shndx].flags & elf.SHF_EXECINSTR
+        return bool(is_code) and symbol.type == elf.STT_NOTYPE and symbol.bind != elf.STB_LOCAL
+
     imports = []
     symbols: dict[str, HostSymbol] = {}
     for symbol in file.symbols:
         if not symbol.name or symbol.shndx <= 0:
             continue
         if symbol.name.startswith(IMPORT_SLOT_PREFIX):
-            imports.append(Import(name=symbol.name.removeprefix(IMPORT_SLOT_PREFIX), slot=symbol.value))
-        elif symbol.type in (elf.STT_FUNC, elf.STT_OBJECT):
+            name = symbol.name.removeprefix(IMPORT_SLOT_PREFIX).partition(IMPORT_PLACE_MARK)[0]
+            imports.append(Import(name=name, slot=symbol.value, weak=symbol.bind == elf.STB_WEAK))
+        elif symbol.type in (elf.STT_FUNC, elf.STT_OBJECT) or is_assembled(symbol):
             homonyms = symbols[symbol.name].homonyms + 1 if symbol.name in symbols else 1
-            kind: Literal["function", "data"] = "function" if symbol.type == elf.STT_FUNC else "data"
+            kind: Literal["function", "data"] = "data" if symbol.type == elf.STT_OBJECT else "function"
             symbols[symbol.name] = HostSymbol(symbol.value, symbol.size, kind, homonyms)
     return Image(
         payload=bytes(payload),

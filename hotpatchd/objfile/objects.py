@@ -6,15 +6,22 @@ most of a build is never read.
 
 import mmap
 import os
+import secrets
+import shutil
+import weakref
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hotpatchd.core.errors import ObjectError
-from hotpatchd.core.unit import Fingerprint
+from hotpatchd.core.unit import Fingerprint, SectionKind
 from hotpatchd.objfile.units import ObjectUnit, open_unit
 
 _READ_WHOLE = 1 << 20
+
+KEPT_BYTES = 1 << 30
+"""Bytes of objects that `KeptObjects` may have on disk. The object cache has most of them as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +62,83 @@ def open_object(name: str, path: Path, *, is_optimised: bool) -> ObjectUnit:
     return open_unit(data, name, origin=os.fspath(path), from_archive=False, shares_locals=not is_optimised)
 
 
+_opened: weakref.WeakValueDictionary[tuple[str, tuple[int, int, int]], ObjectUnit] = weakref.WeakValueDictionary()
+
+
+def open_once(name: str, file: ObjectFile) -> ObjectUnit:
+    """An object as a unit: one and the same for as long as somebody holds it.
+
+    Raises:
+        ObjectError: it cannot be read, or is damaged.
+    """
+    known = _opened.get((name, file.identity))
+    if known is None:
+        opened = open_object(name, file.path, is_optimised=file.is_optimised)
+        known = _opened.setdefault((name, file.identity), opened)
+    return known
+
+
+class KeptObjects:
+    """Objects that outlive their builds: on disk, as hard links, so that they take no memory while nobody looks.
+
+    Args:
+        directory: where they get a directory of their own, which goes when this does.
+        limit: bytes on disk; of what was kept first goes first.
+    """
+
+    def __init__(self, directory: Path, *, limit: int = KEPT_BYTES) -> None:
+        self._directory = directory / secrets.token_hex(8)
+        weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._limit = limit
+        self._kept: OrderedDict[str, Mapping[str, ObjectFile]] = OrderedDict()
+        self._files: dict[tuple[int, int, int], ObjectFile] = {}
+        self._uses: Counter[tuple[int, int, int]] = Counter()
+        self._size = 0
+
+    def keep(self, key: str, files: Mapping[str, ObjectFile]) -> None:
+        """Keep objects, by unit name, under a key.
+
+        Raises:
+            OSError: the disk is full, or one is not there any more.
+        """
+        kept = {name: self._take(file) for name, file in files.items()}
+        self._drop(key)
+        self._kept[key] = kept
+        while self._size > self._limit and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+    def get(self, key: str) -> Mapping[str, ObjectFile]:
+        """What was kept under a key.
+
+        Raises:
+            ObjectError: it is not kept any more.
+        """
+        if key not in self._kept:
+            raise ObjectError("the objects of the code that the program runs are not kept any more: restart it")
+        return self._kept[key]
+
+    def _take(self, file: ObjectFile) -> ObjectFile:
+        if file.identity not in self._files:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            path = self._directory / "-".join(map(str, file.identity))
+            try:
+                path.hardlink_to(file.path)
+            except OSError:
+                shutil.copyfile(file.path, path)
+            self._files[file.identity] = replace(file, path=path)
+            self._size += file.identity[1]
+        self._uses[file.identity] += 1
+        return self._files[file.identity]
+
+    def _drop(self, key: str) -> None:
+        for file in self._kept.pop(key, {}).values():
+            self._uses[file.identity] -= 1
+            if not self._uses[file.identity]:
+                del self._uses[file.identity], self._files[file.identity]
+                self._size -= file.identity[1]
+                file.path.unlink(missing_ok=True)
+
+
 class BuildObjects:
     """All objects of one state of the source.
 
@@ -91,18 +175,22 @@ class BuildObjects:
         """An object by its unit name."""
         known = self._units.get(name)
         if known is None:
-            file = self.files[name]
-            opened = open_object(name, file.path, is_optimised=file.is_optimised)
             # Patches for several clients are planned in threads: all of them must see one and the same unit.
-            known = self._units.setdefault(name, opened)
+            known = self._units.setdefault(name, open_once(name, self.files[name]))
         return known
 
-    def changed_since(self, earlier: "BuildObjects") -> Iterator[ObjectUnit]:
-        """The objects that are not the same files as in another build."""
+    def changed_files(self, earlier: "BuildObjects") -> dict[str, ObjectFile]:
+        """The objects that are not the same files as in another build, by unit name."""
+        changed = {}
         for name, file in self.files.items():
             before = earlier.files.get(name)
             if before is None or before.identity != file.identity:
-                yield self.unit(name)
+                changed[name] = file
+        return changed
+
+    def changed_since(self, earlier: "BuildObjects") -> Iterator[ObjectUnit]:
+        """The objects that are not the same files as in another build."""
+        yield from map(self.unit, self.changed_files(earlier))
 
     def units_defining(self, symbols: Iterable[str]) -> Iterator[ObjectUnit]:
         """The objects that define any of these symbols."""
@@ -123,6 +211,16 @@ class BuildObjects:
         """The exported functions whose code leads to a function, directly or by way of constants."""
         for name in self.files:
             yield from self.unit(name).users.get(symbol, ())
+
+    def holders(self, symbol: str) -> Iterator[str]:
+        """The exported statics that hold the address of a function or static."""
+        for name in self.files:
+            yield from self.unit(name).holders.get(symbol, ())
+
+    def kind(self, symbol: str) -> SectionKind | None:
+        """What a symbol of this build names; None for one that it does not define."""
+        unit = self.get(symbol)
+        return unit.exports[symbol].kind if unit else None
 
     def fingerprint(self, symbol: str) -> Fingerprint | None:
         """The fingerprint of a function or static of this build."""

@@ -1,7 +1,8 @@
 """Copies of objects in which what the program already has is undefined.
 
-The copy is what the linker gets. Nothing in it moves: a new symbol table and string table are appended, relocations are
-changed in place. So every section keeps its bytes, and debug information stays right.
+The copy is what the linker gets. A new symbol table and string table are appended, relocations are changed in place,
+functions that are too short for a jump get bytes behind their end. So every section keeps its bytes where they were,
+and debug information stays right.
 """
 
 import struct
@@ -18,11 +19,18 @@ NEW_CODE_SUFFIX = ".hotpatch"
 IMPORT_SLOT_PREFIX = "__imp_"
 """Symbol prefix of the 8 bytes that hold an import's address (the name that PE gave this thing)."""
 
+IMPORT_PLACE_MARK = ":"
+"""What comes behind the import's name where these bytes are in an object's own data, before what tells them apart."""
+
 TLS_INDEX_PREFIX = "__tls_index_"
 """Symbol prefix of the module and offset of a thread-local, as `__tls_get_addr` takes them; alone, of offset 0."""
 
 TLS_OFFSET_PREFIX = "__tls_offset_"
 """Symbol prefix of the offset alone, as an absolute symbol."""
+
+
+_NO_RELOCATION = 0
+"""R_X86_64_NONE and R_AARCH64_NONE."""
 
 
 class _SymbolTable:
@@ -47,10 +55,19 @@ class _SymbolTable:
         """Define a global symbol at the place of another, with a longer name."""
         name, info, other, shndx, value, size = elf.SYM.unpack_from(self.symbols, index * elf.SYM.size)
         label = self.strings[name : self.strings.index(0, name)] + suffix.encode()
-        info = elf.STB_GLOBAL << 4 | info & 15
+        # An assembler's function need not say what it is.
+        info = elf.STB_GLOBAL << 4 | (info & 15 or elf.STT_FUNC)
         self.symbols += elf.SYM.pack(len(self.strings), info, other, shndx, value, size)
         self.wide += self.wide[4 * index : 4 * index + 4]
         self.strings += label + b"\0"
+
+    def append_slot(self, name: str, section: int, offset: int, *, weak: bool) -> None:
+        """Define 8 bytes of a section as a slot."""
+        info = (elf.STB_WEAK if weak else elf.STB_GLOBAL) << 4 | elf.STT_OBJECT
+        shndx = section if section < elf.SHN_LORESERVE else elf.SHN_XINDEX
+        self.symbols += elf.SYM.pack(len(self.strings), info, 0, shndx, offset, 8)
+        self.wide += section.to_bytes(4, "little") if shndx == elf.SHN_XINDEX else bytes(4)
+        self.strings += name.encode("utf-8", "surrogateescape") + b"\0"
 
     def append_undefined(self, name: str, kind: int) -> int:
         """The index of a new undefined global symbol."""
@@ -74,6 +91,7 @@ def rewrite(
     host_names: frozenset[str],
     replaced: frozenset[str],
     imports: frozenset[str],
+    weak_imports: frozenset[str] = frozenset(),
     of_library: frozenset[str] = frozenset(),
 ) -> bytes:
     """The copy of one object that the linker gets.
@@ -84,7 +102,9 @@ def rewrite(
         host_sections: sections whose state is the program's: references to them become references to the symbol.
         host_names: exports of the object that become undefined, because the program has them.
         replaced: exports whose new code others find in the patch, under a name with `NEW_CODE_SUFFIX`.
-        imports: symbols whose GOT references become references to the patch's own import slots.
+        imports: symbols whose GOT references become references to the patch's own import slots; words of data that
+            hold their addresses become such slots themselves.
+        weak_imports: those of them that need not exist.
         of_library: thread-locals of the program that are reached through the dynamic loader, none of which
             `find_unreachable` names.
 
@@ -103,7 +123,9 @@ def rewrite(
         if symbol.name in host_names and symbol.bind != elf.STB_LOCAL:
             table.undefine(index)
     for index in sections:
-        _redirect(unit, index, host_sections, imports, of_library, data, table)
+        _redirect(unit, index, host_sections, imports, weak_imports, of_library, data, table)
+        if unit.kind(index) == "function":
+            _make_room(unit, index, data)
     for index, section in enumerate(obj.sections):
         # Linkers keep what runs at start-up, and all that it leads to, though nothing refers to it.
         is_unwanted = unit.kind(index) == "init" and index not in sections
@@ -113,11 +135,28 @@ def rewrite(
     return _with_tables(obj, data, table)
 
 
+_FUNCTION_ALIGN = 16
+"""Of functions in patches, in bytes: a later patch's jump over the first bytes of one must not reach into the next.
+Code that is optimised for size is not aligned by itself."""
+
+
+def _make_room(unit: CodeUnit, index: int, data: bytearray) -> None:
+    """See to it that a later patch can write its jump over a function, also where it is the last of the patch."""
+    section = unit.obj.sections[index]
+    place = unit.obj.header.section_offset + index * elf.SHDR.size
+    struct.pack_into("<Q", data, place + 48, max(section.align, _FUNCTION_ALIGN))
+    if section.size < unit.machine.detour_size:
+        data += bytes(-len(data) % _FUNCTION_ALIGN)
+        struct.pack_into("<QQ", data, place + 24, len(data), unit.machine.detour_size)
+        data += unit.obj.contents(section).ljust(unit.machine.detour_size, b"\0")
+
+
 def _redirect(
     unit: CodeUnit,
     section: int,
     host_sections: Mapping[int, Definition],
     imports: frozenset[str],
+    weak_imports: frozenset[str],
     of_library: frozenset[str],
     data: bytearray,
     table: _SymbolTable,
@@ -127,6 +166,7 @@ def _redirect(
     if rela is None:
         return
     machine = unit.machine
+    is_data = obj.sections[section].flags & elf.SHF_WRITE
     for row, reloc in enumerate(obj.relocs(section)):
         symbol = obj.symbols[reloc.symbol]
         kind, addend = reloc.type, reloc.addend
@@ -155,6 +195,11 @@ def _redirect(
             # "The GOT entry of X" and "the import slot of X" are the same thing: 8 bytes that hold X's address.
             index = table.append_undefined(IMPORT_SLOT_PREFIX + symbol.name, elf.STT_NOTYPE)
             kind = unit.machine.slot_types[kind]
+        elif symbol.name in imports and kind == machine.absolute and is_data and not addend:
+            # What is compared with others, or with null, must be the address itself and not that of a jump to it.
+            place_name = f"{IMPORT_SLOT_PREFIX}{symbol.name}{IMPORT_PLACE_MARK}{unit.name}:{section}:{reloc.offset}"
+            table.append_slot(place_name, section, reloc.offset, weak=symbol.name in weak_imports)
+            index, kind = 0, _NO_RELOCATION
         else:
             continue
         place = rela.offset + row * elf.RELA.size

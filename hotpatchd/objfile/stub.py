@@ -5,7 +5,7 @@ import, and for the thread-locals of a shared library what the dynamic loader fi
 """
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -58,6 +58,7 @@ def write_stub(
     absolute: Mapping[str, int],
     thread_locals: Mapping[str, int],
     imports: Iterable[str],
+    weak_imports: Container[str] = (),
     of_library: ModuleThreadLocals | None = None,
     machine: Machine = X86_64,
 ) -> bytes:
@@ -67,6 +68,7 @@ def write_stub(
         absolute: symbol → run-time address.
         thread_locals: symbol → offset from the thread pointer.
         imports: names that the client resolves.
+        weak_imports: those that need not exist; their slots are weak symbols.
         of_library: the program's, where it is a shared library.
         machine: what the patch is for.
 
@@ -94,7 +96,14 @@ def write_stub(
     out.section(".eh_frame", bytes(4), flags=elf.SHF_ALLOC)
     out.section(".note.GNU-stack", flags=0, align=1)
     for index, name in enumerate(names):
-        slot = out.define(IMPORT_SLOT_PREFIX + name, slots, _SLOT_SIZE * index, type=elf.STT_OBJECT, size=_SLOT_SIZE)
+        slot = out.define(
+            IMPORT_SLOT_PREFIX + name,
+            slots,
+            _SLOT_SIZE * index,
+            type=elf.STT_OBJECT,
+            size=_SLOT_SIZE,
+            weak=name in weak_imports,
+        )
         place = machine.jump_stride * index
         out.define(name, text, place, type=elf.STT_FUNC, size=len(machine.jump))
         for offset, kind, addend in machine.jump_relocs:

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.layout import Field, FunctionTypes, Layout, TraitObject, Uses, Variant
-from hotpatchd.objfile.elf import RelocatableObject, string_at
+from hotpatchd.objfile.elf import string_at
 
 _ARRAY, _ENUMERATION, _PARAMETER, _MEMBER, _POINTER = 0x01, 0x04, 0x05, 0x0D, 0x0F
 _STRUCTURE, _UNION, _VARIANT, _INLINED, _SUBRANGE = 0x13, 0x17, 0x19, 0x1D, 0x21
@@ -35,7 +35,7 @@ _LAYOUT_TAGS = _PATHS | {
 }
 _USE_TAGS = frozenset((_SUBPROGRAM, _PARAMETER, _VARIABLE, _BLOCK, _INLINED, _GENERIC))
 
-_NAME, _SIZE, _LOW_PC, _DISCR_VALUE, _CONST_VALUE, _CONTAINING = 0x03, 0x0B, 0x11, 0x16, 0x1C, 0x1D
+_LOCATION, _NAME, _SIZE, _LOW_PC, _DISCR_VALUE, _CONST_VALUE, _CONTAINING = 0x02, 0x03, 0x0B, 0x11, 0x16, 0x1C, 0x1D
 _ABSTRACT_ORIGIN, _COUNT, _OFFSET, _DECLARATION = 0x31, 0x37, 0x38, 0x3C
 _SPECIFICATION, _TYPE, _RANGES, _LINKAGE_NAME, _ALIGNMENT = 0x47, 0x49, 0x55, 0x6E, 0x88
 _REFERRING = frozenset((_CONTAINING, _ABSTRACT_ORIGIN, _SPECIFICATION, _TYPE))
@@ -102,6 +102,18 @@ class _Abbreviation(NamedTuple):
     runs: tuple[_Run, ...]
 
 
+class DebugSections(Protocol):
+    """An object with debug information, whatever its format."""
+
+    origin: str
+
+    def named_contents(self, name: str) -> bytes:
+        """The bytes of the section with that name; empty where there is none."""
+
+    def named_targets(self, name: str) -> dict[int, int]:
+        """Place in the section with that name → offset into the section that is referred to there."""
+
+
 class ObjectTypes:
     """The types that an object's debug information describes; none where it has no such.
 
@@ -112,7 +124,7 @@ class ObjectTypes:
         ObjectError: its debug information cannot be read; at the first access.
     """
 
-    def __init__(self, obj: RelocatableObject) -> None:
+    def __init__(self, obj: DebugSections) -> None:
         self._obj = obj
 
     @cached_property
@@ -123,7 +135,17 @@ class ObjectTypes:
     @cached_property
     def uses(self) -> Uses:
         """What holds which types. Asked for only when a layout changed, since functions take time to read."""
-        return self._read(_LAYOUT_TAGS | _USE_TAGS).uses()
+        return self._functions_and_tables[0]
+
+    @property
+    def virtual_tables(self) -> Mapping[TraitObject, int]:
+        """Trait object → where in `.debug_info` the location of its virtual table is. As `uses`, it takes time."""
+        return self._functions_and_tables[1]
+
+    @cached_property
+    def _functions_and_tables(self) -> tuple[Uses, Mapping[TraitObject, int]]:
+        found = self._read(_LAYOUT_TAGS | _USE_TAGS)
+        return found.uses(), found.tables
 
     def _read(self, tags: frozenset[int]) -> "_Types":
         try:
@@ -140,16 +162,15 @@ class _Reader:
         tags: what to read; other entries are passed over.
     """
 
-    def __init__(self, obj: RelocatableObject, tags: frozenset[int]) -> None:
-        self._obj = obj
+    def __init__(self, obj: DebugSections, tags: frozenset[int]) -> None:
         self._tags = tags
-        self._info = self._section(".debug_info")
-        self._strings = self._section(".debug_str")
-        self._addends = self._relocations(".debug_info")
-        self._indexed = self._relocations(".debug_str_offsets")
+        self._info = obj.named_contents(".debug_info")
+        self._strings = obj.named_contents(".debug_str")
+        self._addends = obj.named_targets(".debug_info")
+        self._indexed = obj.named_targets(".debug_str_offsets")
         self._names: dict[int, str] = {}
         self.entries: dict[int, _Entry] = {}
-        abbreviations = self._section(".debug_abbrev")
+        abbreviations = obj.named_contents(".debug_abbrev")
         at = 0
         while at < len(self._info):
             end = at + 4 + self._integer(at, 4)
@@ -158,19 +179,6 @@ class _Reader:
             table = _abbreviations(abbreviations, self._addends.get(abbrev_at, 0))
             self._read_unit(at, at + header, end, table)
             at = end
-
-    def _section(self, name: str) -> bytes:
-        index = self._obj.section_named(name)
-        return b"" if index is None else self._obj.contents(self._obj.sections[index])
-
-    def _relocations(self, name: str) -> dict[int, int]:
-        """Place in a section → offset into the section that is referred to there."""
-        index = self._obj.section_named(name)
-        rela = None if index is None else self._obj.rela_section(index)
-        if rela is None:
-            return {}
-        columns = struct.unpack(f"<{rela.size // 8}Q", self._obj.contents(rela))
-        return dict(zip(columns[0::3], columns[2::3], strict=True))
 
     def string(self, offset: int | None) -> str:
         """A string of `.debug_str`; empty where there is none."""
@@ -209,6 +217,8 @@ class _Reader:
                 at += fixed.size
                 if form in _LENGTH_FIRST:
                     length, at = _unsigned(data, at)
+                    if is_read and attribute == _LOCATION:
+                        attributes[_LOCATION] = at
                     at += length
                 elif form == _SDATA:
                     attributes[attribute], at = _signed(data, at)
@@ -301,6 +311,7 @@ class _Types:
         self._functions: dict[str, FunctionTypes] = {}
         self._statics: dict[str, str] = {}
         self._trait_objects: set[TraitObject] = set()
+        self.tables: dict[TraitObject, int] = {}
         for entry in reader.entries.values():
             if entry.tag in _AGGREGATES:
                 self._aggregate(entry)
@@ -326,6 +337,20 @@ class _Types:
         name = self._reader.string(entry.get(_LINKAGE_NAME) or entry.get(_NAME))
         if not name.endswith(_TABLE):
             self._statics[name] = self._type(entry)
+        elif _TYPE in entry.attributes and _LOCATION in entry.attributes:
+            made = self._trait_object(self._reader.entries[entry.attributes[_TYPE]])
+            if made is not None:
+                self.tables[made] = entry.attributes[_LOCATION]
+
+    def _trait_object(self, table: _Entry) -> TraitObject | None:
+        """What the type of a virtual table is the table of."""
+        path, containing = self._path(table), table.get(_CONTAINING)
+        if containing is None or not path.endswith(_TABLE_TYPE):
+            return None
+        held = self._path(self._reader.entries[containing])
+        return TraitObject(
+            type=held, trait=path.removesuffix(_TABLE_TYPE).removeprefix(f"<{held} as ").removesuffix(">")
+        )
 
     def _path(self, entry: _Entry) -> str:
         """The path of a type, by which it is known in all objects."""
@@ -368,12 +393,10 @@ class _Types:
 
     def _aggregate(self, entry: _Entry) -> None:
         path = self._path(entry)
-        containing = entry.get(_CONTAINING)
-        if containing is not None:
-            if path.endswith(_TABLE_TYPE):
-                held = self._path(self._reader.entries[containing])
-                trait = path.removesuffix(_TABLE_TYPE).removeprefix(f"<{held} as ").removesuffix(">")
-                self._trait_objects.add(TraitObject(type=held, trait=trait))
+        if _CONTAINING in entry.attributes:
+            made = self._trait_object(entry)
+            if made is not None:
+                self._trait_objects.add(made)
             return
         size = entry.get(_SIZE)
         if _DECLARATION in entry.attributes or size is None:
@@ -411,9 +434,16 @@ class _Types:
                     content = Field(name="0", offset=member.offset, type=member.type)
                     yield Variant(name=member.name, tag=child.get(_DISCR_VALUE), fields=(content,))
 
+    def _function_path(self, entry: _Entry) -> str:
+        for link in (_ABSTRACT_ORIGIN, _SPECIFICATION):
+            if link in entry.attributes:
+                return self._function_path(self._reader.entries[entry.attributes[link]])
+        return self._path(entry)
+
     def _function(self, entry: _Entry) -> None:
         name = self._reader.string(self._origin(entry, _LINKAGE_NAME) or self._origin(entry, _NAME))
-        signature = {self._type(entry)} | {self._type(one) for one in entry.children if one.tag == _PARAMETER}
+        parameters = [self._type(one) for one in entry.children if one.tag == _PARAMETER]
+        signature = {*parameters, self._type(entry)}
         generic = {self._type(one) for one in entry.children if one.tag == _GENERIC}
         every = signature | generic
         waiting = list(entry.children)
@@ -424,5 +454,9 @@ class _Types:
             if inner.tag not in _AGGREGATES and inner.tag != _SUBPROGRAM:
                 waiting += inner.children
         self._functions[name] = FunctionTypes(
-            signature=frozenset(signature - {""}), generic=frozenset(generic - {""}), all=frozenset(every - {""})
+            path=self._function_path(entry),
+            parameters=(*parameters, self._type(entry)),
+            signature=frozenset(signature - {""}),
+            generic=frozenset(generic - {""}),
+            all=frozenset(every - {""}),
         )

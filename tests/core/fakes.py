@@ -20,9 +20,10 @@ from hotpatchd.core.unit import (
 class Section:
     """A section of a fake object, with the names that it defines.
 
-    `to` are names that it refers to, `inside` sections of the same object that it refers to without a name. `shared`
-    names are known beyond the object though they are local. Sections with the same `code` differ in line numbers at
-    most, and those are in `lines`. A thread-local without an `image` cannot be laid out.
+    `to` are names that it refers to, of which those in `weak` need not exist, `inside` sections of the same object that
+    it refers to without a name. `shared` names are known beyond the object though they are local. Sections with the
+    same `code` differ in line numbers at most, and those are in `lines`. A thread-local without an `image` cannot be
+    laid out.
     """
 
     kind: SectionKind
@@ -30,6 +31,7 @@ class Section:
     local: bool = False
     shared: bool = False
     to: tuple[str, ...] = ()
+    weak: tuple[str, ...] = ()
     inside: tuple[int, ...] = ()
     size: int = 8
     code: str = ""
@@ -61,6 +63,12 @@ class FakeUnit:
             if not definition.local or self.sections[index].shared
         }
 
+    @property
+    def statics(self) -> Mapping[str, Definition]:
+        """All that is no function."""
+        found = (definition for index in self.sections for definition in self.definitions_in(index))
+        return {definition.name: definition for definition in found if definition.kind != "function"}
+
     def definitions_in(self, section: int) -> tuple[Definition, ...]:
         """All named definitions in one section."""
         what = self.sections[section]
@@ -78,7 +86,7 @@ class FakeUnit:
         what = self.sections[section]
         for name in what.to:
             own = self.exports.get(name)
-            yield Reference(name, own.section if own else -1, local=False)
+            yield Reference(name, own.section if own else -1, local=False, weak=name in what.weak)
         for index in what.inside:
             yield Reference("", index, local=True)
 

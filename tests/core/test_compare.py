@@ -2,6 +2,7 @@
 
 from hotpatchd.core.compare import (
     Differences,
+    find_changed_constants,
     find_differences,
     find_kept_initialisers,
     find_new_collected,
@@ -11,6 +12,7 @@ from hotpatchd.core.unit import HostSymbol
 from tests.core.fakes import FakeHost, FakeUnit, Section, fingerprint
 
 IN_HOST = FakeHost({name: HostSymbol(0x1000, 8, "function", 1) for name in ("f", "g")})
+TABLE = f"_ZN4prog5TABLE17h{'0' * 16}E"
 STATIC_IN_HOST = FakeHost({"S": HostSymbol(0x2000, 8, "data", 1)})
 
 
@@ -27,8 +29,14 @@ def test_new_entries_of_tables_that_the_linker_gathers() -> None:
     """Those that were there before are the program's already."""
     before = FakeUnit("cgu", collected=(".init_array",))
     now = FakeUnit("cgu", collected=("linkme_HOOKS", ".init_array"))
-    assert find_new_collected(before, now) == ("linkme_HOOKS",)
-    assert find_new_collected(None, now) == (".init_array", "linkme_HOOKS")
+    assert find_new_collected([before], [now]) == ("linkme_HOOKS",)
+    assert find_new_collected([], [now]) == (".init_array", "linkme_HOOKS")
+
+
+def test_tables_that_went_to_another_object_are_not_new() -> None:
+    """How rustc cuts a crate into objects depends on all that is in it."""
+    before = FakeUnit("first", collected=(".init_array",)), FakeUnit("second", collected=("linkme_HOOKS",))
+    assert find_new_collected(before, [FakeUnit("third", collected=("linkme_HOOKS", ".init_array"))]) == ()
 
 
 def test_the_same_code_is_no_difference() -> None:
@@ -68,29 +76,68 @@ def _static(value: str, lines: str = "") -> FakeUnit:
     return FakeUnit("cgu", Section(kind="data", names=("S",), code=value, lines=lines))
 
 
+def _kept(
+    before: FakeUnit, now: FakeUnit, host: FakeHost = STATIC_IN_HOST, *, replaced: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    return find_kept_initialisers([before], [now], host, replaced=replaced)
+
+
 def test_a_static_whose_initialiser_changed_keeps_its_value() -> None:
     """It is told if the program has it."""
-    assert find_kept_initialisers(_static("1"), _static("2"), STATIC_IN_HOST) == ("S",)
-    assert find_kept_initialisers(_static("1"), _static("2"), FakeHost()) == ()
+    assert _kept(_static("1"), _static("2")) == ("S",)
+    assert _kept(_static("1"), _static("2"), FakeHost()) == ()
 
 
 def test_a_static_with_the_same_initialiser_is_not_told() -> None:
-    """Nor is one in an object that did not exist before."""
-    assert find_kept_initialisers(_static("1"), _static("1"), STATIC_IN_HOST) == ()
-    assert find_kept_initialisers(None, _static("2"), STATIC_IN_HOST) == ()
+    """Nor is one that did not exist before."""
+    assert _kept(_static("1"), _static("1")) == ()
+    assert find_kept_initialisers([], [_static("2")], STATIC_IN_HOST) == ()
 
 
 def test_a_static_that_only_moved_is_not_told() -> None:
     """What it says of lines is for people."""
-    assert find_kept_initialisers(_static("1", "line 1"), _static("1", "line 2"), STATIC_IN_HOST) == ()
+    assert _kept(_static("1", "line 1"), _static("1", "line 2")) == ()
 
 
 def test_what_was_a_function_or_is_new_has_no_earlier_initialiser() -> None:
     """Only a static that was one keeps a value."""
     function = FakeUnit("cgu", _function("S", "1"))
-    assert find_kept_initialisers(function, _static("2"), STATIC_IN_HOST) == ()
-    assert find_kept_initialisers(_static("2"), function, STATIC_IN_HOST) == ()
-    assert find_kept_initialisers(FakeUnit("cgu"), _static("2"), STATIC_IN_HOST) == ()
+    assert _kept(function, _static("2")) == ()
+    assert _kept(_static("2"), function) == ()
+    assert _kept(FakeUnit("cgu"), _static("2")) == ()
+
+
+def test_a_static_with_another_symbol_has_an_earlier_initialiser() -> None:
+    """It is looked up by the symbol that it had."""
+    renamed = FakeUnit("other", Section(kind="data", names=("T",), code="2"))
+    host = FakeHost({"T": HostSymbol(0x2000, 8, "data", 1)})
+    assert find_kept_initialisers([_static("1")], [renamed], host, {"T": "S"}) == ("T",)
+
+
+def test_a_static_that_a_patch_brings_anew_is_not_told() -> None:
+    """One that leads to it and keeps its value is."""
+    before, now = (
+        FakeUnit(
+            "cgu",
+            Section(kind="constant", names=("C",), code=code),
+            Section(kind="data", names=("S",), code="same", to=("C",)),
+        )
+        for code in ("1", "2")
+    )
+    assert _kept(before, now, replaced=("C",)) == ("S",)
+
+
+def _constant(code: str, *, lines: str = "", local: bool = False) -> FakeUnit:
+    return FakeUnit("cgu", Section(kind="constant", names=(TABLE,), code=code, lines=lines, local=local))
+
+
+def test_constants_with_other_content_are_found() -> None:
+    """Those that only differ in lines, that are new, or that are the object's own, are not."""
+    running = {TABLE: fingerprint("1", "line 1")}.get
+    assert find_changed_constants([_constant("2")], running) == (TABLE,)
+    assert find_changed_constants([_constant("1", lines="line 2")], running) == ()
+    assert find_changed_constants([_constant("2")], lambda _: None) == ()
+    assert find_changed_constants([_constant("2", local=True)], running) == ()
 
 
 def test_a_static_of_another_type_is_told() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import struct
+from dataclasses import replace
 
 import pytest
 
-from hotpatchd.core.crash import CodePlace, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
+from hotpatchd.core.crash import CodePlace, Crash, CrashFrame, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
 
 PATCHES = (
     PlacedPatch(edit=1, start=0x1000, end=0x2000, elf="one"),
@@ -53,6 +54,18 @@ def test_the_first_thread_is_called_main() -> None:
     assert found.thread == "main"
 
 
+def test_a_panic_is_noted_like_a_fault() -> None:
+    """It has no signal, and is called what it is."""
+    noted = parse_note(
+        content((0x1005, 0x1000), number=-1, tid=7).replace(struct.pack("=i", 6), struct.pack("=i", -1), 1)
+    )
+    assert noted is not None
+    crash = attribute(noted, PATCHES, place_of)
+    assert (crash.signal, crash.ended_by, crash.stack_overflow) == ("panic", "panic", False)
+    assert crash.patched is not None
+    assert crash.patched.edit == 1
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -79,6 +92,22 @@ def test_frames_belong_to_the_edits_that_brought_their_code() -> None:
         ("host:3000", None),
     ]
     assert crash.patched == crash.frames[1]
+
+
+def test_the_developers_own_code_is_told_first() -> None:
+    """An edit brings instances of library functions along, which fail for what they are given."""
+    frames = [
+        CrashFrame(function=function, file=file, line=1, edit=edit)
+        for function, file, edit in (
+            ("core::ptr::read", "/rustc/library/core/src/ptr/mod.rs", 2),
+            ("__rust_try", None, 2),
+            ("app::own", "src/main.rs", None),
+            ("app::patched", "src/main.rs", 2),
+        )
+    ]
+    crash = Crash(signal="SIGSEGV", ended_by="SIGSEGV", stack_overflow=False, thread="main", frames=tuple(frames))
+    assert crash.patched == frames[3]
+    assert replace(crash, frames=tuple(frames[:3])).patched == frames[0]
 
 
 def test_a_crash_outside_patches_belongs_to_no_edit() -> None:

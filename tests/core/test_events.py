@@ -17,6 +17,7 @@ from hotpatchd.core.events import (
     Event,
     Functions,
     Note,
+    PatchRan,
     PatchSent,
     RebuildFailed,
     RebuildFinished,
@@ -54,6 +55,11 @@ from hotpatchd.core.events import (
         (
             PatchSent(edit=1, client=2, kind="image", bytes=3),
             '{"event": "patch.sent", "ts": 1.5, "edit": 1, "client": 2, "kind": "image", "bytes": 3}',
+        ),
+        (
+            PatchRan(edit=1, client=2, functions=("f",), waiting=("g",), since_save_ms=81.5, within_ms=1.0),
+            '{"event": "patch.ran", "ts": 1.5, "edit": 1, "client": 2, "functions": ["f"], "waiting": ["g"],'
+            ' "since_save_ms": 81.5, "within_ms": 1.0}',
         ),
         (
             EditsUndone(edits=(3, 2), edit=1),

@@ -13,6 +13,7 @@ from hotpatchd.core.layout import (
     TraitObject,
     Uses,
     Variant,
+    find_changed,
     judge_layouts,
 )
 
@@ -127,6 +128,26 @@ def test_functions_that_hand_a_value_on_must_be_idle() -> None:
     )
 
 
+def test_functions_that_hand_a_value_on_are_refused_where_nobody_can_wait_for_them() -> None:
+    """A client that does not look at stacks may have a thread in any function."""
+    uses = Uses(functions={"make": function("app::T"), "other": function("u32")})
+    found = judge_layouts(
+        [unit({"app::T": OLD}, uses)],
+        [unit({"app::T": NEW})],
+        is_live=lambda _: True,
+        callers=lambda _: (),
+        can_wait=False,
+    )
+    assert [(refusal.symbol, refusal.detail) for refusal in found.refusals] == [
+        (
+            "app::T",
+            "its layout changed (field c added), and make hands values of it around, which may be alive in functions"
+            " that run; restart",
+        )
+    ]
+    assert found.idle == {}
+
+
 def test_glue_that_is_known_by_what_it_was_instantiated_for_must_be_idle() -> None:
     """Drop glue has no parameters in debug information."""
     uses = Uses(functions={"drop_in_place": function(generic=["app::T"])})
@@ -227,3 +248,43 @@ def test_changes_of_enums_are_told_by_variant() -> None:
     assert told(Layout(size=1, align=1, variants=(one, two)), Layout(size=1, align=1, variants=(one, moved))) == (
         "tag of variant Two: 1 → 2"
     )
+
+
+def test_trait_objects_whose_methods_moved_are_values_of_another_layout() -> None:
+    """Whatever holds one, in whichever pointer, holds a table in the old order."""
+    box = "alloc::boxed::Box<dyn app::Shape, alloc::alloc::Global>"
+    uses = Uses(statics={"HELD": "app::List"}, parts={"app::List": frozenset({box})}, functions={"f": function(box)})
+    found = judge_layouts(
+        [unit({}, uses)],
+        [unit({})],
+        is_live=lambda _: True,
+        callers=lambda _: (),
+        tables={"app::Shape": "method area moved", "app::Shap": "method other moved"},
+    )
+    assert [(refusal.symbol, refusal.detail) for refusal in found.refusals] == [
+        (
+            "dyn app::Shape",
+            "its layout changed (method area moved), and the static HELD may hold values of it; used by f; restart",
+        )
+    ]
+
+
+def test_values_that_are_left_to_the_old_code_are_no_hindrance() -> None:
+    """Their type's new layout is another type's."""
+    uses = Uses(statics={"HELD": "app::T"})
+    found = judge_layouts(
+        [unit({"app::T": OLD}, uses)],
+        [unit({"app::T": NEW})],
+        is_live=lambda _: True,
+        callers=lambda _: (),
+        is_apart=lambda path: path == "app::T",
+    )
+    assert found == Judgement()
+
+
+def test_another_name_of_a_field_is_another_layout_where_it_is_asked() -> None:
+    """Of a closure, it is another variable that is captured."""
+    renamed = Layout(size=8, align=4, fields=(Field(name="z", offset=0, type="u32"), OLD.fields[1]))
+    before, now = unit({"app::T": OLD, "app::U": OLD}), unit({"app::T": renamed, "app::U": OLD})
+    assert find_changed([before], [now], is_wanted=lambda _: True) == {"app::T"}
+    assert not find_changed([before], [now], is_wanted=lambda path: path == "app::U")

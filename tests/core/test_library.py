@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
+import pytest
+
 from hotpatchd.core.library import (
     LibraryHost,
     ProgramSymbols,
@@ -10,6 +12,7 @@ from hotpatchd.core.library import (
     find_news,
     note_own_state,
     note_stale_copies,
+    note_unjudged,
     refuse_grown,
     refuse_thread_locals,
     renamed,
@@ -53,6 +56,7 @@ def selection(
         units=(),
         host_names=host_names,
         imports=frozenset(),
+        weak_imports=frozenset(),
         replaced=(),
         added=(),
         new_state=new_state,
@@ -136,6 +140,14 @@ def test_own_state_is_noted_by_name() -> None:
     """A static that is in the library alone is named as the source spells it."""
     [note] = note_own_state(selection(new_state=("_ZN3app5FRESH17h0123456789abcdefE",)))
     assert (note.symbol, note.note) == ("app::FRESH", "own_instance")
+
+
+@pytest.mark.parametrize(
+    ("target", "noted"), [("x86_64-pc-windows-msvc", ["not_judged"]), ("x86_64-pc-windows-gnu", [])]
+)
+def test_target_whose_layouts_are_not_read_is_noted(target: str, noted: list[str]) -> None:
+    """Debug information in CodeView is not read, that in DWARF is."""
+    assert [note.note for note in note_unjudged(target)] == noted
 
 
 def test_renamed_keeps_what_has_the_suffix() -> None:

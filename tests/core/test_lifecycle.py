@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from hotpatchd.core import messages
+from hotpatchd.core import events, messages
 from hotpatchd.core.crash import Crash, CrashFrame
 from hotpatchd.core.events import BuildReason
 from hotpatchd.core.lifecycle import PANICKED
 from hotpatchd.core.messages import BackgroundDue, FullyBuilt, RestartAsked
 from hotpatchd.core.state import Policy, State
+from hotpatchd.core.step import step
 from tests.core.transcripts import (
     ONE_CLIENT,
     READY,
@@ -77,6 +78,90 @@ def test_a_crash_is_told_with_the_edit_whose_code_failed() -> None:
         (ended(7, -11, crash), "program 7 ended by SIGSEGV, after edit 1: app::old; end 139"),
         start=PLAIN,
     )
+
+
+def crash_in(*frames: tuple[str, int]) -> Crash:
+    """A fault in these functions of the developer's, innermost first, each in the patch of an edit."""
+    return Crash(
+        signal="SIGSEGV",
+        ended_by="SIGSEGV",
+        stack_overflow=False,
+        thread="main",
+        frames=tuple(CrashFrame(function=name, file="src/main.rs", line=3, edit=edit) for name, edit in frames),
+    )
+
+
+def with_three_edits(policy: Policy) -> State:
+    """A program with edits 1 to 3 applied, each of a function of its own."""
+    state = running(policy)
+    for edit in (2, 3):
+        state = play(
+            (settled("lib.rs"), f"edit {edit}: lib.rs; rebuild lib"),
+            (rebuilt("lib"), f"compiled lib; prepare 1 edit {edit}"),
+            (patch(1, f"p{edit}", edit=edit), f"send p{edit} to 1; sent edit {edit} to 1"),
+            (applied(1), f"applied {edit}"),
+            start=state,
+        )
+    return state
+
+
+def test_after_a_crash_the_edit_to_blame_is_left_out_and_what_came_later() -> None:
+    """The program comes back on the last edit before it, by whichever way it is started again."""
+    fault = ended(7, FAULTED, crash_in(("f2", 2), ("f3", 3)))
+    told = "program 7 ended by SIGSEGV, after edit 2: f2; "
+    state = play((fault, told + "lost 1; start again"), start=with_three_edits(Policy(stays=True, auto_restart=True)))
+    assert (state.target, [edit.edit for edit in state.in_force]) == (1, [1])
+    assert [edit.edit for edit in state.undone] == [2, 3]
+    state = play(
+        (fault, told + "offer restart without edit 2"),
+        (asked(without_last=True), "lost 1; start again; reply 1"),
+        start=with_three_edits(Policy(stays=True)),
+    )
+    assert state.target == 1
+
+
+def test_a_program_whose_own_handler_ends_it_after_a_fault_has_crashed() -> None:
+    """Its status is its own then, and says nothing."""
+    fault = ended(7, 9, crash_in(("f1", 1)))
+    play((fault, "program 7 ended by 9, after edit 1: f1; lost 1; start again"), start=AUTO)
+
+
+def test_crash_after_crash_leaves_out_one_edit_more() -> None:
+    """Where nobody knows which one is to blame, until the program's own code is to blame."""
+    state = with_three_edits(Policy(stays=True, auto_restart=True))
+    for pid, edit in ((7, 3), (8, 2), (9, 1)):
+        said = (
+            f"program {pid} ended by SIGSEGV, after edit {edit}: f{edit}; {'lost 1; ' if pid == 7 else ''}start again"
+        )
+        state = play((ended(pid, FAULTED), said), (started(pid + 1), f"program {pid + 1} runs"), start=state)
+        assert state.target == edit - 1
+    play((ended(10, FAULTED), "program 10 ended by SIGSEGV; offer restart"), start=state)
+
+
+def test_a_patch_that_brings_several_edits_is_not_taken_for_the_last_one() -> None:
+    """A frame belongs to the newest edit that changed its function; of others, the patch's own edit is all there is."""
+    fault = ended(7, FAULTED, crash_in(("f2", 3), ("glue", 3)))
+    play(
+        (fault, "program 7 ended by SIGSEGV, after edit 2: f2; end 139"),
+        start=with_three_edits(Policy()),
+    )
+    (told, *_), _ = step(with_three_edits(Policy()), fault)[::-1]
+    assert isinstance(told, messages.Emit)
+    assert isinstance(told.event, events.ProgramEnded)
+    assert told.event.crash is not None
+    assert [frame.edit for frame in told.event.crash.frames] == [2, 3]
+
+
+def test_a_late_client_of_an_edit_that_is_in_force_is_sent_no_new_one() -> None:
+    """What a restart leaves out stays the edit, with its own functions alone."""
+    state = play(
+        (joined(2), "connected 2; prepare 2 edit 3"),
+        (patch(2, "q3", "f1", "f2", "f3", edit=3), "send q3 to 2; sent edit 3 to 2"),
+        (applied(2), ""),
+        start=with_three_edits(Policy()),
+    )
+    assert state.sent is not None
+    assert (state.sent.edit, state.sent.functions) == (3, ("f3",))
 
 
 def test_a_crash_of_a_program_that_others_started_is_told() -> None:
@@ -212,7 +297,7 @@ def test_the_client_of_a_process_without_the_last_edit_gets_the_objects_before_i
         (PLAIN, 3, "program 7 ended by 3, after edit 1: f1; end 3"),
         (PLAIN, ABORTED, "program 7 ended by SIGABRT, after edit 1: f1; end 134"),
         (STAYS, 3, "program 7 ended by 3, after edit 1: f1; end 3"),
-        (STAYS, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; offer restart without the last"),
+        (STAYS, FAULTED, "program 7 ended by SIGSEGV, after edit 1: f1; offer restart without edit 1"),
         (AUTO, 0, "program 7 ended by 0, after edit 1: f1; end 0"),
         (PLAIN, PANICKED, "program 7 ended by 101, after edit 1: f1; end 101"),
         (AUTO, PANICKED, "program 7 ended by 101, after edit 1: f1; lost 1; start again"),

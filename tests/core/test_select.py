@@ -255,6 +255,37 @@ def test_a_size_that_is_not_known_is_no_difference() -> None:
     assert chosen(unit, host={STATE: DATA}).refusals == ()
 
 
+def weakly(*names: str, strongly: tuple[str, ...] = ()) -> Section:
+    """The edited function, which refers to some names that need not exist."""
+    return Section(kind="function", names=(ROOT,), to=(*names, *strongly), weak=names)
+
+
+def test_what_is_referred_to_weakly_need_not_exist() -> None:
+    """It is looked for by the client, and no archive brings it along."""
+    member = FakeUnit("member", function("optional"), from_archive=True)
+    selection = chosen(FakeUnit("a", weakly("optional", strongly=("memcpy",))), members=(member,))
+    assert selection.imports == {"optional", "memcpy"}
+    assert selection.weak_imports == {"optional"}
+    assert taken(selection) == {"a": {1}}
+
+
+def test_what_anything_refers_to_strongly_must_exist() -> None:
+    """However often it is referred to weakly."""
+    units = FakeUnit("a", weakly("wanted", NEW)), FakeUnit("b", function(NEW, "wanted"))
+    selection = chosen(*units)
+    assert selection.imports == {"wanted"}
+    assert not selection.weak_imports
+
+
+def test_a_weak_reference_leads_to_what_is_there() -> None:
+    """To the program's, or to what the build defines."""
+    units = FakeUnit("a", weakly("hosts", NEW)), FakeUnit("b", function(NEW))
+    selection = chosen(*units, host={"hosts": FUNCTION})
+    assert not selection.imports
+    assert selection.host_names == {ROOT, "hosts"}
+    assert taken(selection) == {"a": {1}, "b": {1}}
+
+
 def test_a_function_written_in_assembler_stays_there() -> None:
     """Its symbol in the program has no type, so it looks like data, and no size."""
     selection = chosen(

@@ -116,6 +116,49 @@ def test_what_patches_added_counts_among_the_programs_symbols() -> None:
     assert [live.find(name) for name in ("both", "own", "added", "none")] == [added, own, added, None]
 
 
+def test_a_function_beside_the_old_one_has_its_name_until_it_is_taken_back() -> None:
+    """Edits that follow replace the newest; with the undo, the name is the program's own again."""
+    place, other = HostSymbol(16, 8, "function", 1), HostSymbol(32, 8, "function", 1)
+    first, second = (
+        replace(content(patch, {"a": fingerprint(patch)}, edit=edit), symbols={"a": symbol}, forked=frozenset({"a"}))
+        for edit, (patch, symbol) in enumerate([("p1", place), ("p2", other)], 1)
+    )
+    once = after_applied(session(1), first, 0)
+    twice = after_applied(once, second, 0)
+    assert (twice.symbols, twice.running) == ({"a": other}, {"a": fingerprint("p2")})
+    undone = after_undo(twice, "p1")
+    assert (undone.symbols, undone.running) == (once.symbols, once.running)
+    assert (after_undo(twice, None).symbols, after_undo(undone, None).running) == ({}, {})
+
+
+def test_old_code_on_a_stack_is_known_until_the_function_is_replaced_again() -> None:
+    """What a thread left meanwhile can only be told when its function is replaced the next time."""
+    stays = after_applied(session(1), content("p1", {"a": fingerprint("p1")}, edit=1), 0, frozenset({"a", "b"}))
+    other = after_applied(stays, content("p2", {"c": fingerprint("p2")}, edit=2), 0)
+    again = after_applied(other, content("p3", {"a": fingerprint("p3")}, edit=3), 0)
+    assert [sorted(known.lingering) for known in (stays, other, again)] == [["a", "b"], ["a", "b"], ["b"]]
+
+
+def test_functions_without_a_source_are_known() -> None:
+    """What a patch's source lacks is gone, and so is what it added once it is taken back."""
+    first = replace(content("p1", {"new": fingerprint("n")}, ["new"]), gone=frozenset({"a"}))
+    known = after_applied(session(1), first, 0)
+    assert known.gone == {"a"}
+    assert after_undo(known, None).gone == {"new"}
+    again = after_applied(known, replace(content("p2", edit=2), gone=frozenset({"a", "new"})), 0)
+    assert again.gone == {"a", "new"}
+    assert after_undo(again, "p1").gone == {"a"}
+
+
+def test_a_renamed_function_is_found_by_its_new_name_until_the_patch_is_taken_back() -> None:
+    """It stays at its place, and by the old name it is known here."""
+    patch = replace(content("p1", {"a": fingerprint("2")}), aliases={"z": "a"})
+    known = after_applied(session(1), patch, 0)
+    live = LiveSymbols(FakeHost({"a": HostSymbol(1, 1, "function", 1)}), known.symbols, aliases=known.aliases)
+    assert (live.find("z"), known.running) == (HostSymbol(1, 1, "function", 1), {"a": fingerprint("2")})
+    assert after_undo(known, None).aliases == {}
+
+
 def test_copies_are_counted_from_the_first_that_a_patch_brought() -> None:
     """A function that was new with one patch and replaced by the next has two places, and the newest counts."""
     first = replace(

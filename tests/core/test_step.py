@@ -7,6 +7,7 @@ import pytest
 from hotpatchd.core.client import OnStack
 from hotpatchd.core.events import (
     EditsUndone,
+    EditVerdict,
     Functions,
     Note,
     Refusal,
@@ -74,6 +75,14 @@ def test_a_function_that_still_runs_is_noted_by_name() -> None:
     notes = verdict_of(PREPARING, prepared, applied(1, on_stack=stacks)).notes
     assert [(note.symbol, note.note) for note in notes] == [("app::run", "on_stack"), ("0x50", "on_stack")]
     assert "main, w1" in notes[0].detail
+
+
+def test_a_function_that_is_in_the_way_is_refused_by_name() -> None:
+    """The client knows only its address."""
+    prepared = Prepared(client=1, content=content("p1"), names={0x40: "app::run"})
+    for addr, name in ((0x40, "app::run"), (0x50, "0x50")):
+        (refusal,) = verdict_of(PREPARING, prepared, refused(1, from_addr=addr)).refusals
+        assert (refusal.symbol, refusal.reason) == (name, "park")
 
 
 def test_a_source_that_does_not_compile_fails_and_the_fix_builds_the_same_crate() -> None:
@@ -693,7 +702,45 @@ def test_a_client_that_came_when_two_edits_cancelled_out_gets_the_first_after_an
 def test_a_crash_after_an_undo_is_not_the_undone_edits() -> None:
     """The newest edit that is left is what the program ran."""
     state = play((undo(), "take 1 back to p1"), (applied(1), "undone 2, back to 1; reply 1"), start=TWO_EDITS)
-    assert state.sent == SentEdit(edit=1, before=0, functions=("f1",))
+    assert state.sent == SentEdit(edit=1, before=0, functions=("f1",), code={"f1": fingerprint("p1")})
+
+
+def test_an_edit_that_made_no_difference_is_not_taken_back_in_place_of_one_that_did() -> None:
+    """Also where a program came after it, and got the code of both under the newer one's number."""
+    play(
+        (settled("lib.rs"), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 3"),
+        (no_patch(1), "unchanged 3"),
+        (joined(2), "connected 2; prepare 2 edit 3"),
+        (patch(2, "q3", edit=3), "send q3 to 2; sent edit 3 to 2"),
+        (applied(2), ""),
+        (undo(), "take 1 back to p1; take 2 back to None"),
+        (applied(1), ""),
+        (applied(2), "undone 2, back to 1; reply 1; prepare 2 edit 1"),
+        start=TWO_EDITS,
+    )
+
+
+@pytest.mark.parametrize(("now", "noted"), [("p2", [("f2", "still_in_source")]), ("other", [])])
+def test_code_that_was_taken_back_is_noted_when_the_next_edit_brings_it_again(
+    now: str, noted: list[tuple[str, str]]
+) -> None:
+    """The source still has it; a function with other code is what the developer made of it."""
+    start = play((undo(), "take 1 back to p1"), (applied(1), "undone 2, back to 1; reply 1"), start=TWO_EDITS)
+    prepared = patch(1, "p3", "f2", "f3", edit=3)
+    assert prepared.content is not None
+    functions = {"f2": fingerprint(now), "f3": fingerprint("p3")}
+    start = play(
+        (settled("lib.rs"), "edit 3: lib.rs; rebuild lib"),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 3"),
+        (replace(prepared, content=replace(prepared.content, functions=functions)), "send p3 to 1; sent edit 3 to 1"),
+        start=start,
+    )
+    state, (verdict, *_) = step(start, applied(1))
+    assert isinstance(verdict, Emit)
+    assert isinstance(verdict.event, EditVerdict)
+    assert [(note.symbol, note.note) for note in verdict.event.verdict.notes] == noted
+    assert state.undone == ()
 
 
 def test_an_edit_during_an_undo_comes_after_it() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hotpatchd.core.argv import parse_argv, values
 from hotpatchd.core.capture import Capture, decode_capture
 from hotpatchd.core.errors import ArgvError
-from hotpatchd.core.thinplan import Recipe, ThinCrate, opt_level_of, plan_thin_crates
+from hotpatchd.core.thinplan import Recipe, ThinCrate, lto_of, opt_level_of, plan_thin_crates
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "captures"
 
@@ -170,3 +170,21 @@ def test_diagnostics_are_coloured_on_request(ansi: bool) -> None:
     """rustc renders them, so it must be told."""
     (crate,) = plan_thin_crates([BIN], thin_dir="/thin", ansi=ansi)
     assert ("--json=diagnostic-rendered-ansi" in crate.edited.argv) == ansi
+
+
+@pytest.mark.parametrize(
+    ("args", "lto"),
+    [
+        ((), None),
+        (("-Clto=off",), None),
+        (("-C", "lto=false"), None),
+        (("-C", "lto"), "fat"),
+        (("-C", "lto=yes"), "fat"),
+        (("-C", "lto=fat"), "fat"),
+        (("-C", "lto=thin"), "thin"),
+    ],
+    ids=str,
+)
+def test_link_time_optimisation_is_told(args: Sequence[str], lto: str | None) -> None:
+    """As rustc reads the option."""
+    assert lto_of(("--crate-name=a", "a.rs", *args)) == lto

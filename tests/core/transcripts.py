@@ -87,9 +87,9 @@ def cancelled(*crates: str) -> Rebuilt:
     return replace(rebuilt(*crates, failed=crates), cancelled=True)
 
 
-def patch(client: int, name: str, *, edit: int = 1) -> Prepared:
-    """There is something to send to this client."""
-    functions = Functions(patched=(f"f{edit}",))
+def patch(client: int, name: str, *patched: str, edit: int = 1) -> Prepared:
+    """There is something to send to this client, for one function of the edit's own if none is named."""
+    functions = Functions(patched=patched or (f"f{edit}",))
     found = content(name, {f"f{edit}": fingerprint(name)}, edit=edit)
     return Prepared(client=client, content=found, bytes=9, functions=functions, select_ms=5.0, link_ms=80.0)
 
@@ -109,9 +109,14 @@ def applied(client: int, *, on_stack: tuple[OnStack, ...] = ()) -> Answered:
     return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
 
 
-def refused(client: int, reason: str = "park") -> Answered:
+def refused(client: int, reason: str = "park", from_addr: int | None = None) -> Answered:
     """A client turned down what it was told."""
-    answer = Refused(reason=reason, detail=f"{reason} it is", symbol=None)  # type: ignore[arg-type]
+    answer = Refused(
+        reason=reason,  # type: ignore[arg-type]
+        detail=f"{reason} it is",
+        symbol=None,
+        from_addr=from_addr,
+    )
     return Answered(client=client, answer=answer, now=100.5, since_sent_ms=3.0)
 
 
@@ -186,7 +191,7 @@ def shown(command: Command) -> str:
         case ScheduleBackground():
             return f"look later whether edit {command.edit} is the newest"
         case OfferRestart():
-            return "offer restart" + (" without the last" if command.without_last else "")
+            return "offer restart" + (f" without edit {command.leaves_out}" if command.leaves_out else "")
         case End():
             return f"end {command.status}"
         case Reply():

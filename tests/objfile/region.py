@@ -43,7 +43,8 @@ class Region:
             contents = image.payload[segment.offset : segment.offset + segment.file_size]
             ctypes.memmove(segment.addr, contents, len(contents))
         for wanted in image.imports:
-            ctypes.c_uint64.from_address(wanted.slot).value = address_of(wanted.name)
+            is_missing = wanted.weak and not hasattr(_libc, wanted.name)
+            ctypes.c_uint64.from_address(wanted.slot).value = 0 if is_missing else address_of(wanted.name)
         for segment in image.segments:
             size = segment.mem_size + -segment.mem_size % mmap.PAGESIZE
             assert _libc.mprotect(segment.addr, size, _PROTECTION[segment.prot]) == 0

@@ -92,6 +92,21 @@ def test_the_first_archive_of_a_set_wins(gnu_archive: Path, tmp_path: Path) -> N
     }
 
 
+def test_libraries_beside_the_line_are_asked_for_names_of_rust(gnu_archive: Path, tmp_path: Path) -> None:
+    """The program's sources had no use for them; a name of C says nothing of which library is meant."""
+    mangled, promoted = "_RNvCs_3dep3new", "anon.0123.4.llvm.56789"
+    (tmp_path / "source.s").write_text("".join(f".globl {s}\n{s}: nop\n" for s in (mangled, promoted, "plain")))
+    run("as", tmp_path / "source.s", "-o", tmp_path / "other.o")
+    run("ar", "rcs", tmp_path / "libdep-1.rlib", tmp_path / "other.o")
+    members = ArchiveSet((gnu_archive,), (tmp_path,))
+    found = members.member_defining(mangled)
+    assert found is not None
+    assert found.name == "libdep-1.rlib(other.o)"
+    assert members.member_defining(promoted) is found
+    assert members.member_defining("plain") is None
+    assert ArchiveSet((gnu_archive,)).member_defining(mangled) is None
+
+
 def read_all(path: Path) -> None:
     """Look at every member that the symbol table leads to."""
     archive = Archive(path)

@@ -122,6 +122,7 @@ def prepared(unit: AtomUnit, kept: KeptUnit) -> bytes:
         units=(kept,),
         host_names=frozenset({"nested", "one", "calls"}),
         imports=frozenset(),
+        weak_imports=frozenset(),
         replaced=("nested",),
         added=(),
         new_state=(),

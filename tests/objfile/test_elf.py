@@ -116,7 +116,6 @@ def test_absolute_symbols_are_told_from_sections_with_the_same_number(wide_objec
 def read_all(data: bytes) -> None:
     """Look at every part of an object."""
     obj = RelocatableObject(data, "damaged.o")
-    assert len(obj.symbols) > 0
     _ = obj.symbols_of_section
     for index, section in enumerate(obj.sections):
         obj.contents(section)

@@ -168,6 +168,17 @@ def test_all_names_of_a_function_are_found_by_its_address(tmp_path: Path) -> Non
     assert index.function_names_at(first.addr + 1) == ()
 
 
+def test_a_function_of_an_assembler_need_not_say_that_it_is_one(tmp_path: Path) -> None:
+    """It is told by where it lies, and so is data without a type."""
+    source = ".globl _start, plain, word\n_start: nop\nplain: ret\n.data\nword: .quad 1\n"
+    (tmp_path / "host.s").write_text(source)
+    run("cc", "-nostdlib", "-static", "-o", tmp_path / "host", tmp_path / "host.s")
+    index = read_host(tmp_path / "host")
+    found = {name: index.find(name) for name in ("plain", "word")}
+    assert {name: symbol and symbol.kind for name, symbol in found.items()} == {"plain": "function", "word": "data"}
+    assert len(index.functions("plain")) == 1
+
+
 def test_the_room_of_a_function_ends_where_the_next_begins(tmp_path: Path) -> None:
     """Padding counts, aliases do not; the last function has room to the end of its segment."""
     index = read_host(c_program(tmp_path))

@@ -305,6 +305,19 @@ def test_two_functions_of_one_name_are_counted(tmp_path: Path, region: Region, l
     assert image.imports == ()
 
 
+@pytest.mark.parametrize("linker", LINKERS)
+def test_a_later_jump_has_room_at_every_function(tmp_path: Path, region: Region, linker: str) -> None:
+    """Functions shorter than a jump, and not aligned, leave room for one before the next and before the image's end."""
+    source = '.section .text.{0},"ax",@progbits\n.globl {0}\n.type {0},@function\n{0}: ret\n.size {0},1\n'
+    unit = assembled(tmp_path, "".join(source.format(name) for name in "abc"))
+    stub = write_stub(absolute={}, thread_locals={}, imports=[])
+    copy = rewritten(unit, host_names=frozenset())
+    image = read_image(link_image(tmp_path, linker, [copy, stub], base_addr=region.addr, keep="abc"))
+    starts = sorted(image.symbols[name].addr for name in "abc")
+    (end,) = (segment.addr + segment.mem_size for segment in image.segments if segment.prot == "rx")
+    assert all(after - before >= unit.machine.detour_size for before, after in itertools.pairwise([*starts, end]))
+
+
 STARTS = """
 void missing(void);
 __attribute__((constructor)) static void start(void) { missing(); }

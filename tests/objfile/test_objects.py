@@ -8,7 +8,7 @@ import pytest
 
 from hotpatchd.core.errors import ObjectError
 from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.objects import BuildObjects, ObjectFile, object_file, open_object
+from hotpatchd.objfile.objects import BuildObjects, KeptObjects, ObjectFile, object_file, open_object, open_once
 from hotpatchd.objfile.units import ObjectUnit
 from tests.objfile.build import run
 
@@ -118,3 +118,39 @@ def test_an_object_that_cannot_be_mapped_is_an_object_error(tmp_path: Path, cont
         path.write_bytes(contents)
     with pytest.raises(ObjectError, match=r"gone\.o"):
         BuildObjects({"gone": file})
+
+
+def test_kept_object_outlives_its_build_and_is_the_same_unit(tmp_path: Path) -> None:
+    """An object can be looked at when its build is gone, and is not read twice while somebody holds it."""
+    file = compiled(tmp_path, "a", ".globl fa\nfa: ret\n")
+    held = BuildObjects({"a": file}).unit("a")
+    kept = KeptObjects(tmp_path / "kept")
+    kept.keep("patch", {"a": file})
+    file.path.unlink()
+    found = kept.get("patch")["a"]
+    assert open_once("a", found) is held
+    del held
+    assert open_once("a", found).exports.keys() == {"fa"}
+
+
+def test_kept_objects_take_only_so_much_of_the_disk(tmp_path: Path) -> None:
+    """Beyond the limit, what was kept first is deleted, but not the objects that something newer has as well."""
+    common, old = compiled(tmp_path, "common", "nop\n"), compiled(tmp_path, "old", ".zero 4096\n")
+    new = compiled(tmp_path, "new", ".zero 4096\n")
+    kept = KeptObjects(tmp_path / "kept", limit=common.identity[1] + old.identity[1] + 1)
+    kept.keep("first", {"common": common, "b": old})
+    first = kept.get("first")
+    kept.keep("second", {"common": common, "b": new})
+    with pytest.raises(ObjectError, match="not kept any more: restart it"):
+        kept.get("first")
+    assert not first["b"].path.exists()
+    assert all(file.path.exists() for file in kept.get("second").values())
+
+
+def test_kept_objects_go_with_their_keeper(tmp_path: Path) -> None:
+    """Nothing is left on disk once nobody can ask for it."""
+    kept = KeptObjects(tmp_path / "kept")
+    kept.keep("patch", {"a": compiled(tmp_path, "a", "nop\n")})
+    assert [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    del kept
+    assert list((tmp_path / "kept").iterdir()) == []

@@ -10,6 +10,8 @@ from hotpatchd.core.errors import ObjectError
 from hotpatchd.core.layout import Field, Layout, TraitObject, Variant
 from hotpatchd.objfile.elf import RelocatableObject
 from hotpatchd.objfile.type_layouts import ObjectTypes
+from hotpatchd.objfile.units import open_unit
+from tests.objfile.bare import bare_object
 from tests.objfile.build import run
 
 SOURCE = """
@@ -150,6 +152,26 @@ def test_trait_objects_are_known_by_their_tables(types: ObjectTypes) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 5])
+def test_types_of_a_coff_object_are_those_of_an_elf_object(tmp_path: Path, version: int) -> None:
+    """The same source is told in the same way, whichever format the debug information lies in."""
+    source = """
+        pub struct Inner { pub a: i32, pub b: *const i32 }
+        pub enum Shape { Circle(i32), Square { side: *const i32 } }
+        #[no_mangle] pub extern "C" fn touch(inner: &Inner, shape: Shape) -> i32 { inner.a }
+    """
+    found = []
+    for target in ("x86_64-pc-windows-gnu", "x86_64-unknown-linux-gnu"):
+        flags = ("-Copt-level=0", "-Cdebuginfo=2", "-Ccodegen-units=1", f"-Cdwarf-version={version}")
+        path = bare_object(tmp_path, target, source, *flags)
+        unit = open_unit(path.read_bytes(), "bare", origin=target, from_archive=False)
+        found.append((unit.types.layouts, unit.types.uses.functions))
+    coff, elf = found
+    assert coff == elf
+    assert {"patch::Inner", "patch::Shape"} <= coff[0].keys()
+    assert coff[1].keys() == {"touch"}
+
+
+@pytest.mark.parametrize("version", [4, 5])
 def test_sizes_agree_with_pyelftools(tmp_path: Path, version: int) -> None:
     """Every struct has the size that another reader of DWARF finds."""
     obj = compiled(tmp_path, f"-Cdwarf-version={version}")
@@ -185,3 +207,12 @@ def test_damaged_debug_information_is_an_error(tmp_path: Path) -> None:
     data[section.offset : section.offset + section.size] = b"\xff" * section.size
     with pytest.raises(ObjectError, match=r"demo\.o: its debug information"):
         _ = ObjectTypes(RelocatableObject(bytes(data), "demo.o")).layouts
+
+
+def test_functions_have_a_path_and_their_parameters_in_order(types: ObjectTypes) -> None:
+    """Closures and the code of async functions have their number there."""
+    functions = {demangle(name): found for name, found in types.uses.functions.items()}
+    touch, closure = functions["demo::touch"], functions["demo::adding::{{closure}}"]
+    assert (touch.path, touch.parameters) == ("demo::touch", ("&demo::Node<u32>", "demo::Shape", "u64"))
+    assert (closure.path, closure.parameters[-1]) == ("demo::adding::{closure#0}", "u64")
+    assert functions["demo::waiting::{{closure}}"].path == "demo::waiting::{async_fn#0}"

@@ -1,0 +1,257 @@
+"""Functions that a patch brings beside those that the program has, instead of in their place.
+
+A closure, or the state of an async function, leads to its code by its type, and its type has no name but its number in
+the function around it. So one name can mean one thing in the values that a program holds, and another in the code that
+an edit brings: something else is captured, more is kept across an `await`, or a closure above it took its number.
+
+Then the functions that handle such values are *forked*. The program's own keep their code, without a jump to the new
+one: whoever has an old value has their addresses, from its trait object or from the code that made it. The patch brings
+the new ones along, and all who make new values are replaced, so that they use these. docs/guarantees.md has the rule.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from hotpatchd.core.demangle import demangle
+from hotpatchd.core.events import Note
+from hotpatchd.core.layout import FunctionTypes, Uses
+from hotpatchd.core.unit import is_rust_name
+
+_KINDS = r"(?:closure|coroutine|async_fn|async_block|async_closure|(?:async_)?gen_(?:fn|block|closure))"
+_STATE = re.compile(rf"(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}_env#\d+\}}")
+"""The path of a closure's captures, or of a task's state, anywhere in the path of a type.
+
+Source: `rustc_codegen_ssa::debuginfo::type_names`, `push_closure_or_coroutine_name`.
+"""
+
+_BODY = re.compile(rf"(?P<path>(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}#\d+\}})(?:<.*)?", re.DOTALL)
+_KIND = re.compile(rf"\{{{_KINDS}(?:_env)?#")
+
+_IN_MANGLED = ("$u7b$$u7b$closure$u7d$$u7d$", "NC")
+"""What the symbols of closures and of whatever is made for them contain, in the legacy mangling and in v0."""
+
+_CLOSURE = re.compile(r"(?P<owner>.*)::\{(?:\{closure\}|closure#\d+)\}(?:::<.*>)?", re.DOTALL)
+
+
+@lru_cache(maxsize=1 << 16)
+def owner_of_closure(symbol: str) -> str | None:
+    """The path of the function around a closure, by the symbol of the closure's code; None for other symbols.
+
+    It is that of all the function's instances, and closures inside others have paths that begin with those.
+    """
+    if not any(part in symbol for part in _IN_MANGLED):
+        return None
+    found = _CLOSURE.fullmatch(demangle(symbol))
+    return found["owner"] if found else None
+
+
+@lru_cache(maxsize=1 << 16)
+def closures_in(type_path: str) -> frozenset[str]:
+    """The closures, and bodies of async functions, that a type's path mentions: paths such as `app::f::{#0}`."""
+    return frozenset(map(_canonical, _STATE.findall(type_path))) if "_env#" in type_path else frozenset()
+
+
+@lru_cache(maxsize=1 << 16)
+def closure_of_state(type_path: str) -> str | None:
+    """The closure whose captures a type is, or a part of them; None for other types."""
+    found = _STATE.match(type_path) if "_env#" in type_path else None
+    return _canonical(found[0]) if found else None
+
+
+def closure_of_function(path: str) -> str | None:
+    """The closure whose code a function is, by its path in debug information; None for other functions."""
+    found = _BODY.fullmatch(path)
+    return _canonical(found["path"]) if found else None
+
+
+def _canonical(path: str) -> str:
+    return _KIND.sub("{#", path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OldValues:
+    """Closures and task states of which the program may hold values that are not those of the new code.
+
+    Args:
+        closures: their paths, and those of all that hold one of them.
+        types: what else leads to such a value, without its path saying so.
+    """
+
+    closures: frozenset[str] = frozenset()
+    types: frozenset[str] = frozenset()
+
+    def are_in(self, type_path: str) -> bool:
+        """Whether a type contains such values, or leads to them."""
+        return type_path in self.types or not closures_in(type_path).isdisjoint(self.closures)
+
+    def reach(self, function: FunctionTypes) -> bool:
+        """Whether a function is given such values, gives them, or is made for them."""
+        return closure_of_function(function.path) in self.closures or any(
+            map(self.are_in, function.signature | function.generic)
+        )
+
+
+Bodies = Mapping[str, Mapping[str, bytes]]
+"""Closure → the symbols of its code, several for one in a generic function → digest."""
+
+
+def find_renumbered(old: Bodies, new: Bodies) -> frozenset[str]:
+    """Find closures whose number another one may have had.
+
+    Numbers are counted anew in each function. Where the same numbers are there, and one closure has other code, it is
+    taken for an edited form of the one that had its number; where several have, they may have changed places.
+
+    Args:
+        old: the closures of the code that runs.
+        new: those of the code that is to run.
+
+    Returns:
+        All closures, old and new, of the functions in which some may have another number, with those inside them.
+    """
+    changed = {path for path in old.keys() & new.keys() if _differs(old[path], new[path])}
+    found: set[str] = set()
+    for parent in set(map(_parent, old)) & set(map(_parent, new)):
+        were, are = ({path for path in bodies if _parent(path) == parent} for bodies in (old, new))
+        is_counted_anew = were != are and any(path.startswith(tuple(were & are)) for path in changed)
+        if is_counted_anew or len(changed & were) > 1:
+            found |= {path for path in old.keys() | new.keys() if path.startswith(f"{parent}::{{#")}
+    return frozenset(found)
+
+
+def _differs(was: Mapping[str, bytes], is_: Mapping[str, bytes]) -> bool:
+    common = was.keys() & is_.keys()
+    return not common or any(was[symbol] != is_[symbol] for symbol in common)
+
+
+def _parent(closure: str) -> str:
+    return closure.rpartition("::")[0]
+
+
+def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], units: Iterable[Uses]) -> OldValues:
+    """Find all types with values that new code must not take for its own.
+
+    Args:
+        renumbered: closures whose number another one had.
+        changed_states: paths of closures' captures and of task states that are laid out otherwise than before.
+        units: what holds which types, in the code that runs and in that which is to run.
+    """
+    closures = set(renumbered)
+    states = {path: closure for path in changed_states if (closure := closure_of_state(path))}
+    # A library's closure that is made for one of the program's is told by that one.
+    for path, closure in sorted(states.items(), key=lambda state: len(closures_in(state[0]))):
+        if (closures_in(path) - {closure}).isdisjoint(closures):
+            closures.add(closure)
+    if not closures:
+        return OldValues()
+    holders: dict[str, set[str]] = {}
+    for unit in units:
+        for part, holding in unit.holders.items():
+            holders.setdefault(part, set()).update(holding)
+    types: set[str] = set()
+    waiting = [path for path in holders if not closures_in(path).isdisjoint(closures)]
+    waiting += states
+    while waiting:
+        part = waiting.pop()
+        if part in types:
+            continue
+        types.add(part)
+        waiting += holders.get(part, ())
+        state = closure_of_state(part)
+        if state is not None and closures_in(part).isdisjoint(closures):
+            closures.add(state)
+            waiting += [path for path in holders if state in closures_in(path)]
+    return OldValues(closures=frozenset(closures), types=frozenset(types))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forks:
+    """Which functions a patch replaces, and which it brings beside the program's, so that it does not know these."""
+
+    replaced: tuple[str, ...]
+    forked: frozenset[str] = frozenset()
+
+
+def find_forks(
+    changed: Iterable[str],
+    *,
+    is_forked: Callable[[str], bool],
+    users: Callable[[str], Iterable[str]],
+    is_live: Callable[[str], bool],
+    stale: Callable[[frozenset[str]], Iterable[str]],
+) -> Forks:
+    """Tell the functions to fork from those to replace.
+
+    Whoever refers to a forked function has to be replaced or forked itself, though its own code is what it was.
+
+    Args:
+        changed: functions with other code than before.
+        is_forked: whether a function must be forked if it is not to stay as it is.
+        users: function → functions of the new code that refer to it.
+        is_live: whether the program has a function.
+        stale: functions → those of the program that may hold a copy of one of these.
+    """
+    found: set[str] = set()
+    forked: set[str] = set()
+    waiting = set(changed)
+    while waiting:
+        found |= waiting
+        found |= set(stale(frozenset(found)))
+        new = {name for name in found - forked if is_live(name) and is_forked(name)}
+        forked |= new
+        waiting = {user for name in new for user in users(name)} - found
+    return Forks(replaced=tuple(sorted(filter(is_live, found - forked))), forked=frozenset(forked))
+
+
+def note_old_code(old: OldValues, before: Iterable[Uses]) -> tuple[Note, ...]:
+    """Notes for the functions whose closures or futures, made before, go on with their old code.
+
+    Only those that may outlast the functions that made them are told: behind a trait object, as the state of a task,
+    or where their code has become a function pointer.
+
+    Args:
+        old: the values.
+        before: what the code that runs has to do with which types.
+    """
+    lasting: set[str] = set()
+    owners: dict[str, set[str]] = {}
+    for unit in before:
+        for made in unit.trait_objects:
+            lasting |= closures_in(made.type)
+        for name, types in unit.functions.items():
+            closure = closure_of_function(types.path)
+            if closure in old.closures:
+                owners.setdefault(_owner(name), set()).add(closure)
+                if any(state in held for held in types.signature for state in _FUTURES):
+                    lasting.add(closure)
+            if types.path.startswith(_POINTER_TO_CLOSURE):
+                lasting |= {found for path in types.generic for found in closures_in(path)}
+    return tuple(
+        Note(
+            symbol=owner,
+            note="old_code_kept",
+            detail="its closures and futures that were made before keep their old code; new ones have the new",
+        )
+        for owner, closures in sorted(owners.items())
+        if not lasting.isdisjoint(closures)
+    )
+
+
+_FUTURES = ("{async_", "{gen_", "{coroutine")
+_POINTER_TO_CLOSURE = "core::ops::function::FnOnce::call_once<"
+
+
+def _owner(body: str) -> str:
+    """The function that all closures around this one are in."""
+    return re.split(r"::\{\{?closure", demangle(body), maxsplit=1)[0]
+
+
+def is_new_again(symbol: str, types: FunctionTypes, gone: frozenset[str]) -> bool:
+    """Whether a function that the program has is none that values of the new code may meet: the code that it ran had it
+    no more, and what is of its name now may have other captures or, in v0, another signature.
+    """
+    if symbol not in gone or not is_rust_name(symbol):
+        return False
+    handles_closures = any(map(closures_in, types.signature | types.generic))
+    return symbol.startswith("_R") or handles_closures or closure_of_function(types.path) is not None

@@ -1,0 +1,89 @@
+"""The virtual tables of an object: which method is where in the table of a type for a trait.
+
+Source: `rustc_middle::ty::vtable` (drop glue, size, alignment, then the methods); `rustc_codegen_llvm::debuginfo`,
+`create_vtable_di_node`.
+"""
+
+import struct
+from collections.abc import Mapping
+
+from hotpatchd.core.layout import TraitObject
+from hotpatchd.objfile.codeunit import CodeUnit
+
+_ADDRESS, _ADDRESS_INDEX = 0x03, 0xA1
+"""DW_OP_addr, with 8 bytes; DW_OP_addrx, with an index into `.debug_addr`."""
+
+_ADDRESSES_HEADER = 8
+
+HEAD = 24
+"""Bytes of drop glue, size and alignment."""
+
+_SLOT = 8
+
+
+def read_tables(unit: CodeUnit) -> Mapping[TraitObject, tuple[str, ...]]:
+    """Trait object → the symbols of its methods in the table's order; empty where a slot leads to no function.
+
+    Args:
+        unit: an object with debug information.
+
+    Raises:
+        ObjectError: the debug information cannot be read.
+    """
+    tables = unit.types.virtual_tables
+    if not tables:
+        return {}
+    info = unit.obj.named_contents(".debug_info")
+    direct, indexed = _symbols(unit, ".debug_info"), _symbols(unit, ".debug_addr")
+    found = {}
+    for made, place in tables.items():
+        if info[place] == _ADDRESS:
+            target = direct.get(place + 1)
+        elif info[place] == _ADDRESS_INDEX:
+            target = indexed.get(_ADDRESSES_HEADER + _SLOT * _unsigned(info, place + 1))
+        else:
+            target = None
+        if target is not None:
+            found[made] = _slots(unit, *target)
+    return found
+
+
+def find_table_shapes(unit: CodeUnit) -> set[tuple[str, ...]]:
+    """The methods of what may be virtual tables, by the contents of constants: what `read_tables` finds is among it."""
+    return {
+        slots
+        for section, kind in enumerate(unit.kinds)
+        if kind == "constant" and unit.obj.sections[section].size > HEAD and (slots := _slots(unit, section, 0))
+    }
+
+
+def _symbols(unit: CodeUnit, name: str) -> dict[int, tuple[int, int]]:
+    """Place in a section of debug information → the section and the offset in it that is referred to there."""
+    index = unit.obj.section_named(name)
+    rela = None if index is None else unit.obj.rela_section(index)
+    if rela is None:
+        return {}
+    columns = struct.unpack(f"<{rela.size // 8}Q", unit.obj.contents(rela))
+    symbols = unit.obj.symbols
+    return {
+        place: (symbols[info >> 32].shndx, symbols[info >> 32].value + addend)
+        for place, info, addend in zip(columns[0::3], columns[1::3], columns[2::3], strict=True)
+    }
+
+
+def _slots(unit: CodeUnit, section: int, start: int) -> tuple[str, ...]:
+    size = unit.obj.sections[section].size
+    named = [""] * max((size - start - HEAD) // _SLOT, 0)
+    for reloc in unit.obj.relocs(section):
+        slot, rest = divmod(reloc.offset - start - HEAD, _SLOT)
+        if 0 <= slot < len(named) and not rest:
+            named[slot] = unit.reference(reloc.symbol, section).name
+    return tuple(named)
+
+
+def _unsigned(data: bytes, at: int) -> int:
+    value = shift = 0
+    while data[at] & 0x80:
+        value |= (data[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+    return value | data[at] << shift

@@ -1,0 +1,240 @@
+"""Which closures and task states are other ones than before, and which functions a patch brings beside the old."""
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+from hotpatchd.core.forks import (
+    Forks,
+    OldValues,
+    closure_of_function,
+    closure_of_state,
+    closures_in,
+    find_forks,
+    find_old_values,
+    find_renumbered,
+    is_new_again,
+    note_old_code,
+    owner_of_closure,
+)
+from hotpatchd.core.layout import FunctionTypes, TraitObject, Uses
+
+MAKE = "app::make::{#0}"
+ENV = "app::make::{closure_env#0}"
+BODY = "_ZN3app4make28_$u7b$$u7b$closure$u7d$$u7d$17h0123456789abcdefE"
+GLUE = "_ZN4core3ptr13drop_in_place17h0123456789abcdefE"
+
+
+def function(*signature: str, path: str = "app::f", generic: Iterable[str] = ()) -> FunctionTypes:
+    """A function by its path, and by the types of its parameters and those for which it was instantiated."""
+    return FunctionTypes(
+        path=path,
+        signature=frozenset(signature),
+        generic=frozenset(generic),
+        all=frozenset({*signature, *generic}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("type_path", "closures"),
+    [
+        ("&mut app::make::{closure_env#0}", {MAKE}),
+        (
+            "core::iter::Map<core::ops::Range<u32>, app::{impl#3}::run::{async_fn#0}::{closure_env#2}>",
+            {"app::{impl#3}::run::{#0}::{#2}"},
+        ),
+        ("(app::f::{async_block_env#1}, [app::g::{async_closure_env#0}; 2])", {"app::f::{#1}", "app::g::{#0}"}),
+        ("app::f::{async_fn_env#0}::Suspend1", {"app::f::{#0}"}),
+        ("app::make::{closure#0}::Local", set()),
+        ("app::Shape", set()),
+    ],
+)
+def test_closures_are_found_in_the_paths_of_types(type_path: str, closures: set[str]) -> None:
+    """Whatever kind they are of, since rustc counts all kinds together."""
+    assert closures_in(type_path) == closures
+
+
+def test_states_and_code_have_the_path_of_their_closure() -> None:
+    """Parts of a state count as the state, and instances of generic functions have one closure."""
+    assert closure_of_state("app::f::{async_fn_env#0}<u8>::Suspend0") == "app::f::{#0}"
+    assert closure_of_state("&app::make::{closure_env#0}") is None
+    assert closure_of_function("app::f::{async_fn#0}<u8>") == "app::f::{#0}"
+    assert closure_of_function("app::f::{closure#0}::inner") is None
+
+
+@pytest.mark.parametrize(
+    ("symbol", "owner"),
+    [
+        (BODY, "app::make"),
+        ("_RNCNvCscAEuU5ehQ2G_3app4mains_0B3_", "app::main"),
+        ("_RNCNCNvCscAEuU5ehQ2G_3app4main00B5_", "app::main::{closure#0}"),
+        ("_RINvNtCsgEmfK2I1SDS_4core3ptr13drop_in_placeNCNvCscAEuU5ehQ2G_3app4make0EBK_", None),
+        ("_ZN3app4make17h0123456789abcdefE", None),
+    ],
+)
+def test_owner_of_a_closure_is_in_its_symbol(symbol: str, owner: str | None) -> None:
+    """In both manglings; glue for a closure is no closure."""
+    assert owner_of_closure(symbol) == owner
+
+
+def numbered(*codes: str, inside: str = "app::f") -> dict[str, dict[str, bytes]]:
+    """The closures of a function, by their codes in order of their numbers."""
+    return {f"{inside}::{{#{n}}}": {f"{inside}{n}": code.encode()} for n, code in enumerate(codes) if code}
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (["a", "b"], ["new", "a", "b"]),
+        (["a", "b"], ["b"]),
+        (["a", "b"], ["b", "a"]),
+        (["a", "b"], ["edited b", "new"]),
+    ],
+)
+def test_closures_that_have_the_number_of_another_are_found(before: list[str], now: list[str]) -> None:
+    """One is inserted above, one is removed, two change places, one makes room: all of the function count."""
+    old, new = numbered(*before), numbered(*now)
+    assert find_renumbered(old, new) == old.keys() | new.keys()
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [(["a", "b"], ["a", "b", "new"]), (["a", "b"], ["a", "c"]), (["a", "b"], ["b", "b"])],
+)
+def test_edited_and_appended_closures_keep_their_numbers(before: list[str], now: list[str]) -> None:
+    """Each is taken for the one that had its number."""
+    assert not find_renumbered(numbered(*before), numbered(*now))
+
+
+def test_what_is_inside_a_renumbered_closure_has_other_numbers_too() -> None:
+    """Two closures with one call each are told apart by the closures that they hand over."""
+    old = numbered("call", "call") | numbered("x", inside="app::f::{#0}") | numbered("y", inside="app::f::{#1}")
+    new = numbered("call") | numbered("y", inside="app::f::{#0}")
+    assert find_renumbered(old, new) == old.keys()
+    assert not find_renumbered(numbered("call", "call"), numbered("call"))
+
+
+def test_instances_that_come_and_go_renumber_nothing() -> None:
+    """A generic function's closure has as many symbols as there are instances."""
+    old = {"app::f::{#0}": {"u8": b"a", "u16": b"b"}, "app::f::{#1}": {"u8": b"c"}}
+    new = {"app::f::{#0}": {"u16": b"b", "u32": b"d"}}
+    assert not find_renumbered(old, new)
+
+
+def test_what_holds_an_old_value_counts_as_one() -> None:
+    """A task that awaits another holds its state; a type that says so in its path needs no list."""
+    outer = "app::outer::{async_fn_env#0}"
+    parts = {
+        f"{outer}::Suspend0": frozenset({"app::inner::{async_fn_env#0}"}),
+        outer: frozenset({f"{outer}::Suspend0"}),
+        "app::Held": frozenset({outer}),
+    }
+    old = find_old_values([], ["app::inner::{async_fn_env#0}"], [Uses(parts=parts)])
+    assert old.closures == {"app::inner::{#0}", "app::outer::{#0}"}
+    assert old.are_in("alloc::boxed::Box<app::outer::{async_fn_env#0}>")
+    assert old.are_in("app::Held")
+    assert not old.are_in("app::other::{async_fn_env#0}")
+
+
+def test_a_closure_made_for_an_old_one_is_told_by_it() -> None:
+    """The library's closure for another closure of the program stays what it was."""
+    of = "core::iter::map_fold::{{closure_env#0}}<{}>".format
+    old = find_old_values([], [ENV, of(ENV)], [Uses()])
+    assert old.closures == {MAKE}
+    assert (old.are_in(of(ENV)), old.are_in(of("app::other::{closure_env#0}"))) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("types", "is_reached"),
+    [
+        (function(f"&{ENV}"), True),
+        (function("u32", generic=[ENV]), True),
+        (function("u32", path="app::make::{closure#0}"), True),
+        (FunctionTypes(signature=frozenset(), generic=frozenset(), all=frozenset({ENV})), False),
+    ],
+    ids=["parameter", "glue", "own code", "variable"],
+)
+def test_functions_that_old_values_reach(types: FunctionTypes, is_reached: bool) -> None:
+    """One that only has such values in variables makes them itself, so it is replaced."""
+    assert OldValues(closures=frozenset({MAKE})).reach(types) == is_reached
+
+
+def forks(
+    changed: Iterable[str],
+    users: Mapping[str, Iterable[str]],
+    *,
+    forked: Iterable[str],
+    dead: Iterable[str] = (),
+    stale: Mapping[str, str] | None = None,
+) -> Forks:
+    """What becomes of a program's functions; all but the `dead` are in it."""
+    copies = stale or {}
+    return find_forks(
+        changed,
+        is_forked=set(forked).__contains__,
+        users=lambda name: users.get(name, ()),
+        is_live=lambda name: name not in dead,
+        stale=lambda names: {copies[name] for name in names if name in copies},
+    )
+
+
+def test_all_that_make_new_values_are_replaced() -> None:
+    """Whoever refers to a forked function is forked or replaced, and so on, though its own code is as before."""
+    users = {"body": ["make"], "make": ["hand_on", "main"], "hand_on": ["show"], "show": ["main"]}
+    found = forks(["body"], users, forked=["body", "make", "hand_on", "unchanged"])
+    assert found == Forks(replaced=("main", "show"), forked=frozenset({"body", "make", "hand_on"}))
+
+
+def test_callers_of_a_replaced_function_stay() -> None:
+    """They go to its place, where the jump is."""
+    assert forks(["edited"], {"edited": ["main"]}, forked=[]) == Forks(replaced=("edited",))
+
+
+def test_functions_with_a_copy_of_a_forked_one_are_treated_alike() -> None:
+    """The optimiser may have put the code of a closure into the function that calls it."""
+    found = forks(["body"], {"body": ["call"]}, forked=["body", "call"], stale={"call": "main"})
+    assert found == Forks(replaced=("main",), forked=frozenset({"body", "call"}))
+
+
+def test_what_the_program_does_not_have_is_neither() -> None:
+    """It comes along as new, where something refers to it."""
+    assert forks(["dead"], {"dead": ["main"]}, forked=["dead"], dead=["dead"]) == Forks(replaced=())
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        Uses(trait_objects=frozenset({TraitObject(type=f"app::Button<{ENV}>", trait="app::Click")})),
+        Uses(functions={GLUE: function(path=f"core::ops::function::FnOnce::call_once<{ENV}, (u32)>", generic=[ENV])}),
+        Uses(functions={BODY: function("&mut app::make::{async_block_env#0}", path="app::make::{async_block#0}")}),
+    ],
+    ids=["trait object", "function pointer", "task"],
+)
+def test_closures_that_may_outlast_their_function_are_noted(uses: Uses) -> None:
+    """The note names the function that made them."""
+    code = Uses(functions={BODY: function(path="app::make::{closure#0}")})
+    [note] = note_old_code(OldValues(closures=frozenset({MAKE})), [code, uses])
+    assert (note.symbol, note.note) == ("app::make", "old_code_kept")
+
+
+def test_closures_that_end_with_their_function_are_not_noted() -> None:
+    """No value of theirs is left."""
+    code = Uses(functions={BODY: function(path="app::make::{closure#0}")})
+    assert not note_old_code(OldValues(closures=frozenset({MAKE})), [code])
+
+
+@pytest.mark.parametrize(
+    ("symbol", "types", "is_again"),
+    [
+        (BODY, function(path="app::make::{closure#0}"), True),
+        (GLUE, function(generic=[ENV]), True),
+        ("_RNvCscAEuU5ehQ2G_3app4main", function(), True),
+        ("_ZN3app4make17h0123456789abcdefE", function("u32"), False),
+        ("exported", function("u32"), False),
+    ],
+    ids=["closure", "glue", "v0", "legacy", "unmangled"],
+)
+def test_a_function_that_comes_back_may_be_another(symbol: str, types: FunctionTypes, is_again: bool) -> None:
+    """A legacy name has the signature in its hash, but not what closures capture."""
+    assert is_new_again(symbol, types, frozenset({symbol})) == is_again
+    assert not is_new_again(symbol, types, frozenset())
