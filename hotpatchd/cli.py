@@ -35,7 +35,7 @@ from hotpatchd.daemon.lock import read_daemon
 from hotpatchd.daemon.power import is_on_battery
 from hotpatchd.daemon.processes import caring
 from hotpatchd.daemon.program import client_environ, client_for
-from hotpatchd.daemon.report import Terminal, describe_record
+from hotpatchd.daemon.report import Terminal, describe_proof, describe_record
 from hotpatchd.daemon.server import parse_address
 from hotpatchd.daemon.supervisor import Daemon, Options
 
@@ -103,6 +103,11 @@ _daemon_options = _stacked(
         type=click.FloatRange(min=1),
         default=500.0,
         help="Longest time of an edit of one file; several times as much for many.",
+    ),
+    click.option(
+        "--proof/--no-proof",
+        default=None,
+        help="Tell when new code runs for the first time (default: on a terminal, for the dev profile).",
     ),
     click.option("--poll", is_flag=True, help="Look for changed files, where the file system sends no events."),
     click.option("-v", "--verbose", is_flag=True, help="Log more."),
@@ -172,13 +177,18 @@ async def _until_signal(work: Coroutine[Any, Any, int], on_interrupt: Callable[[
         return 0
 
 
+def _tells_proof(console: Console, selection: CargoSelection) -> bool:
+    """Whether somebody looks, and the jump more that each call costs is lost among the program's other instructions."""
+    return console.is_terminal and not selection.release and selection.profile in (None, "dev")
+
+
 def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
     console = Console(stderr=True, highlight=False)
     logs.configure(sys.stderr, verbose=given.pop("verbose"))
     times = SettleTimes(quiet_ms=given.pop("settle_ms"), ceiling_ms=given.pop("settle_ceiling_ms"))
     listen, poll = parse_address(given.pop("listen")), given.pop("poll")
     events = EventBus(given.pop("events"))
-    protocol = given.pop("protocol")
+    protocol, proof = given.pop("protocol"), given.pop("proof")
     auto_restart, keys = given.pop("auto_restart", False), given.pop("keys", False)
     background = given.pop("background", False)
     selection = _selection(given)
@@ -193,6 +203,7 @@ def _run_daemon(given: dict[str, Any], program: Sequence[str] | None) -> None:
         auto_restart=auto_restart,
         background=not is_on_battery() if background is None else background,
         keys=keys,
+        proof=_tells_proof(console, selection) if proof is None else proof,
     )
     is_ours_alone = console.is_terminal and (program is None or not sys.stdout.isatty())
     daemon = Daemon(options, _workspace(selection), events, Terminal(console, live=is_ours_alone))
@@ -327,7 +338,8 @@ def status(manifest_path: str | None, target_dir: str | None, as_json: bool) -> 
     for file, kind in result["restart_needed_for"].items():
         click.echo(f"{'restart':>10}  needed for {file} ({kind})")
     if result["edits"]:
-        click.echo(f"{'last edit':>10}  {describe_record(result['edits'][-1])}")
+        last = result["edits"][-1]
+        click.echo(f"{'last edit':>10}  {describe_record(last)}{describe_proof(last)}")
 
 
 @cli.command()
@@ -348,7 +360,7 @@ def _edit_line(edit: dict[str, Any]) -> str:
     size = f", patch of {edit['bytes']} bytes" if edit["bytes"] else ""
     undone = ", undone" if edit["undone"] else ""
     what = describe_record(edit) if edit["verdict"] else "in hand"
-    return f"{edit['edit']:>4}  {when}  {files}  {what}{size}{undone}"
+    return f"{edit['edit']:>4}  {when}  {files}  {what}{describe_proof(edit)}{size}{undone}"
 
 
 @cli.command()
@@ -367,6 +379,8 @@ def show(edit: int, manifest_path: str | None, target_dir: str | None, as_json: 
         click.echo(f"      {note['symbol']}: {note['detail']} [{note['note']}]")
     if result["diff"]:
         click.echo(f"\n{result['diff']}", nl=False)
+    for diagnostic in result["diagnostics"]:
+        click.echo(f"\n{click.unstyle(diagnostic)}".rstrip())
     for patch in result["patches"]:
         click.echo(f"\n{patch['file']}")
         for symbol in patch["symbols"]:
@@ -447,7 +461,8 @@ def undo(count: int, manifest_path: str | None, target_dir: str | None, as_json:
         _print_json(result)
     else:
         numbers = ", ".join(map(str, sorted(result["edits"])))
-        click.echo(f"took back edit {numbers} in {len(result['clients'])} program(s); the source still has it")
+        click.echo(f"took back edit {numbers} in {len(result['clients'])} program(s)")
+        click.echo("the source still has it: unless that is changed, the next edit brings it again")
 
 
 @cli.command()

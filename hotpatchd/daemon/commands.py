@@ -16,6 +16,7 @@ from hotpatchd.daemon import wire
 from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.generation import Generation
 from hotpatchd.daemon.history import History
+from hotpatchd.daemon.proof import Proofs
 
 
 class Commands:
@@ -25,6 +26,7 @@ class Commands:
         workspace: the directory that is watched.
         events: the events so far.
         history: the edits so far.
+        proofs: which of their code has run.
         state: the daemon's.
         generation: the build that is patched; None until there is one.
         dispatch: takes in what somebody asked for.
@@ -37,6 +39,7 @@ class Commands:
         workspace: Path,
         events: EventBus,
         history: History,
+        proofs: Proofs,
         state: Callable[[], State],
         generation: Callable[[], Generation | None],
         dispatch: Callable[[messages.StepEvent], None],
@@ -45,6 +48,7 @@ class Commands:
         self._workspace = workspace
         self._events = events
         self._history = history
+        self._proofs = proofs
         self._state = state
         self._generation = generation
         self._dispatch = dispatch
@@ -72,9 +76,9 @@ class Commands:
             case wire.UndoRequest():
                 return await self._ask(lambda request: messages.UndoAsked(count=command.count, request=request))
             case wire.LogRequest():
-                return self._history.rows()
+                return [self._with_proof(row) for row in self._history.rows()]
             case wire.ShowRequest():
-                return await self._history.show(command.edit)
+                return self._with_proof(await self._history.show(command.edit))
             case wire.RestartRequest():
                 return await self._ask(
                     lambda request: messages.RestartAsked(request=request, without_last=command.without_last)
@@ -91,6 +95,11 @@ class Commands:
             asked.set_exception(UsageError(reply.error))
         else:
             asked.set_result(reply.result)
+
+    def _with_proof(self, row: Mapping[str, object]) -> dict[str, object]:
+        edit = row["edit"]
+        assert isinstance(edit, int)
+        return {**row, **self._proofs.row(edit)}
 
     async def _ask(self, event: Callable[[int], messages.StepEvent]) -> Mapping[str, object]:
         number = next(self._numbers)
@@ -115,7 +124,9 @@ class Commands:
             "crates": list(generation.crate_names) if generation else [],
             "clients": len(state.sessions),
             "restart_needed_for": dict(state.due),
-            "edits": [record for record in self._events.recent if record["event"] == EditVerdict.event],
+            "edits": [
+                self._with_proof(record) for record in self._events.recent if record["event"] == EditVerdict.event
+            ],
         }
 
     async def _trigger(self, files: Sequence[Path]) -> dict[str, int | None]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpatchd.core.client import Hello, Patch
-from hotpatchd.core.crash import CodePlace, Crash, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
+from hotpatchd.core.crash import PANIC, CodePlace, Crash, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import HotpatchdError
+from hotpatchd.core.lifecycle import PANICKED
 from hotpatchd.core.unit import HostSymbol
 from hotpatchd.objfile.code_lines import find_lines
 from hotpatchd.objfile.host_index import HostIndex
@@ -69,8 +70,7 @@ class CrashReports:
             note = parse_note((self._patches_dir / process.hello.instance / "crash").read_bytes())
         except OSError:
             return None
-        # The program may have gone on after an earlier fault.
-        if note is None or status not in (None, -note.last_signal):
+        if note is None or not _is_end(note, status):
             return None
         return attribute(note, process.patches, _Lookup(note, process, self._root).place)
 
@@ -79,6 +79,16 @@ class CrashReports:
         if pid not in self._processes or not await _has_ended(pid):
             return None
         return await asyncio.to_thread(self.take, pid)
+
+
+def _is_end(note: CrashNote, status: int | None) -> bool:
+    """Whether what is noted ended the program: it may have caught a panic, or gone on after a fault.
+
+    Of a program that ends itself, a fault is noted only if its handler did that.
+    """
+    if note.signal == PANIC:
+        return status == PANICKED
+    return status is None or status > 0 or status == -note.last_signal
 
 
 async def _has_ended(pid: int) -> bool:

@@ -17,7 +17,7 @@ from hotpatchd.core.library import ProgramSymbols
 from hotpatchd.core.linkline import LinkLine, archives, parse_link_line
 from hotpatchd.core.linkplan import Linker, identify_linker
 from hotpatchd.core.session import Session
-from hotpatchd.core.thinplan import opt_level_of, plan_thin_crates
+from hotpatchd.core.thinplan import lto_of, opt_level_of, plan_thin_crates
 from hotpatchd.daemon.baseline import Snapshot, build_snapshot
 from hotpatchd.daemon.cached_compiler import CachingCompiler
 from hotpatchd.daemon.carrier import CarrierLinker
@@ -27,7 +27,7 @@ from hotpatchd.daemon.fatbuild import BuiltProgram, FatBuild
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.library_patcher import LibraryPatcher, choose_linker
 from hotpatchd.daemon.linking import LinkCache, linker_version
-from hotpatchd.daemon.native_libraries import static_libraries
+from hotpatchd.daemon.native_libraries import shared_libraries, static_libraries
 from hotpatchd.daemon.object_cache import ObjectCache, digest_of_file
 from hotpatchd.daemon.patcher import Patcher
 from hotpatchd.daemon.thin import ThinBuilder
@@ -39,6 +39,7 @@ from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.symbols import read_symbols
 
+_DEPENDENCY = "dependency="
 _EDITED_EARLY = "file was edited before the first objects were ready; it"
 
 
@@ -133,7 +134,11 @@ class Host:
         """
         images, link_line, tip = self.images, self._link_line, self.program.tip
         native = await static_libraries(link_line) if links_client else ()
-        archive_set = ArchiveSet((*map(Path, archives(link_line)), *native))
+        searched = dict.fromkeys(value for crate in self.program.captures for value in argv_values(crate.argv, "-L"))
+        archive_set = ArchiveSet(
+            (*map(Path, archives(link_line)), *native),
+            tuple(Path(value.removeprefix(_DEPENDENCY)) for value in searched if value.startswith(_DEPENDENCY)),
+        )
         await asyncio.to_thread(archive_set.warm)
         version = images.linker_version if images else await linker_version(link_line)
         links = LinkCache(cache, host=self.build_id, linker=version)
@@ -143,11 +148,13 @@ class Host:
                 Patcher,
                 host=images.host,
                 archives=archive_set,
+                libraries=() if links_client else await shared_libraries(link_line),
                 link_line=link_line,
                 linker=images.linker,
                 crate_names=crate_names,
                 baseline=baseline,
                 host_code=HostCode(self.kept_executable, images.host.header) if optimised else None,
+                lto=lto_of(tip.argv),
                 carriers=images.carriers,
                 links=links,
                 state_dir=self._state_dir,

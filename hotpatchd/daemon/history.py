@@ -7,7 +7,7 @@ import shutil
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from hotpatchd.core.client import Detour, DylibPatch, Patch
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import HotpatchdError, UsageError
-from hotpatchd.core.events import EditSettled, EditsUndone, EditVerdict, Event, PatchSent, Verdict
+from hotpatchd.core.events import EditSettled, EditsUndone, EditVerdict, Event, PatchSent, RebuildFailed, Verdict
 from hotpatchd.core.session import Session
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
@@ -30,6 +30,8 @@ LARGEST_TEXT = 1 << 19
 MOST_TEXTS = 100
 """How many texts of one edit are kept: reading them takes time that the edit waits for."""
 _NOT_KEPT = b""
+DISASSEMBLERS = ("objdump", "llvm-objdump", "aarch64-linux-gnu-objdump", "x86_64-linux-gnu-objdump")
+"""That of the machine itself may not know others; the next one that is installed is asked then."""
 SHOWN_FUNCTIONS = 16
 """How many functions of an edit are disassembled: each takes a process that reads a whole program."""
 
@@ -80,6 +82,7 @@ class Edit:
         files: that changed.
         changes: their texts; empty once they are too old to be kept.
         verdict: None while there is none.
+        diagnostics: what rustc said, if it did not compile.
         size: of its largest patch, in bytes.
         is_undone: it was taken back.
         patches: by the build id of the program that each is for.
@@ -90,6 +93,7 @@ class Edit:
     files: tuple[str, ...]
     changes: tuple[Change, ...]
     verdict: Verdict | None = None
+    diagnostics: tuple[str, ...] = ()
     size: int = 0
     is_undone: bool = False
     patches: dict[str, LinkedPatch] = field(default_factory=dict)
@@ -136,12 +140,27 @@ class History:
                 self._begin(event)
             case PatchSent(edit=edit) if edit in self._edits and self._edits[edit].verdict is None:
                 self._edits[edit].size = max(self._edits[edit].size, event.bytes)
+            case RebuildFailed(edit=edit) if edit in self._edits:
+                self._edits[edit].diagnostics = event.diagnostics
             case EditVerdict(edit=edit) if edit in self._edits:
                 self._edits[edit].verdict = event.verdict
             case EditsUndone():
                 for number in event.edits:
                     if number in self._edits:
                         self._edits[number].is_undone = True
+
+    def include(self, number: int, files: Iterable[str]) -> None:
+        """Take in files that the build of an edit is the first one to read: to the program they are new."""
+        edit = self._edits.get(number)
+        if edit is None:
+            return
+        for file in files:
+            text = _read(file) if file not in edit.files and len(edit.changes) < MOST_TEXTS else None
+            # Places at which a file was looked for in vain count as inputs, too.
+            if text is not None:
+                self._texts[file] = text
+                edit.files += (file,)
+                edit.changes += (Change(file=file, before=None, after=text),)
 
     def sent(
         self, session: Session, patch: Patch | DylibPatch, linked: Path, names: Mapping[int, str], program: Path
@@ -181,8 +200,9 @@ class History:
         """Everything that is known of an edit.
 
         Returns:
-            its row, and `diff` (unified), `patches` (the symbols of each), `code` (for each replaced function, the
-            instructions before and after) and `missing` (what cannot be shown, and why).
+            its row, and `diff` (unified), `diagnostics` (where it did not compile), `patches` (the symbols of each),
+            `code` (for each replaced function, the instructions before and after) and `missing` (what cannot be shown,
+            and why).
 
         Raises:
             UsageError: there is no such edit.
@@ -214,10 +234,11 @@ class History:
             try:
                 code.append({"name": name, "before": await _disassemble(before), "after": await _disassemble(after)})
             except (HotpatchdError, OSError) as error:
-                missing.append(f"the code of {name}: {error}")
+                missing.append(f"machine code: {error}")
         return {
             **edit.row(),
             "diff": await asyncio.to_thread(self._diff, edit),
+            "diagnostics": edit.diagnostics,
             "patches": patches,
             "code": code,
             "missing": list(dict.fromkeys(missing)),
@@ -315,22 +336,22 @@ async def _disassemble(code: Code) -> list[str]:
     """A function's instructions, one a line, each after its address.
 
     Raises:
-        HotpatchdError: there is no disassembler, or it does not know the machine.
+        HotpatchdError: there is no disassembler that knows the machine.
         OSError: the file cannot be read.
     """
     size = code.size
     if size is None:
         table = await asyncio.to_thread(read_symbols, code.file)
         size = max((symbol.size for symbol in table.symbols if symbol.addr == code.addr), default=0)
-    objdump = shutil.which("objdump")
-    if objdump is None:
-        raise HotpatchdError("objdump is not installed", hint="install binutils")
     span = (f"--start-address={code.addr:#x}", f"--stop-address={code.addr + size:#x}")
-    done = await run_process([objdump, "-d", "-C", "--no-show-raw-insn", *span, str(code.file)], takes_turn=False)
-    if done.status:
-        raise HotpatchdError(done.stderr.decode(errors="replace").strip())
-    lines = done.stdout.decode(errors="replace").splitlines()
-    instructions = [line.strip().expandtabs(4) for line in lines if line[:1] == " " and ":\t" in line]
-    if not instructions:
-        raise HotpatchdError(f"objdump finds no code at {code.addr:#x} of {code.file}")
-    return instructions
+    said = ""
+    for objdump in filter(None, map(shutil.which, DISASSEMBLERS)):
+        done = await run_process([objdump, "-d", "-C", "--no-show-raw-insn", *span, str(code.file)], takes_turn=False)
+        lines = done.stdout.decode(errors="replace").splitlines()
+        instructions = [
+            line.strip().expandtabs(4) for line in lines if line[:1] == " " and ":" in line and "\t" in line
+        ]
+        if instructions:
+            return instructions
+        said = done.stderr.decode(errors="replace").strip() or f"objdump finds no code at {code.addr:#x} of {code.file}"
+    raise HotpatchdError(said or "objdump is not installed: install binutils")

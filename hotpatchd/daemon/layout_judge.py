@@ -1,16 +1,51 @@
 """Types of the objects of builds, and of the code that each program runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from hotpatchd.core.layout import Judgement, judge_layouts
+from hotpatchd.core.forks import (
+    Bodies,
+    OldValues,
+    closure_of_function,
+    closure_of_state,
+    find_old_values,
+    find_renumbered,
+    owner_of_closure,
+)
+from hotpatchd.core.layout import FunctionTypes, Judgement, Uses, find_changed, judge_layouts
+from hotpatchd.core.renames import find_changed_tables, find_renamed, may_be_renamed, method_name
 from hotpatchd.core.session import Session
 from hotpatchd.core.unit import Host
 from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.objects import BuildObjects
-from hotpatchd.objfile.type_layouts import ObjectTypes
+from hotpatchd.objfile.objects import BuildObjects, KeptObjects, ObjectFile, open_once
+from hotpatchd.objfile.units import ObjectUnit
+from hotpatchd.objfile.vtables import find_table_shapes, read_tables
 
-TypesByUnit = Mapping[str, ObjectTypes]
-"""Unit name → types, of the objects of a build that the program was not made from."""
+FilesByName = Mapping[str, ObjectFile]
+"""The objects of a build that the program was not made from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The objects in which the code that a program runs differs from the newest.
+
+    Args:
+        names: of these objects.
+        before: those of the code that it runs.
+        now: the newest.
+    """
+
+    names: tuple[str, ...]
+    before: tuple[ObjectUnit, ...]
+    now: tuple[ObjectUnit, ...]
+
+    def uses_before(self) -> tuple[Uses, ...]:
+        """What holds which types in the code that runs. It takes time to read."""
+        return tuple(unit.types.uses for unit in self.before)
+
+    def uses(self) -> tuple[Uses, ...]:
+        """The same of both sides."""
+        return (*self.uses_before(), *(unit.types.uses for unit in self.now))
 
 
 class LayoutJudge:
@@ -18,51 +53,320 @@ class LayoutJudge:
 
     Args:
         baseline: the objects of the source that the host was built from.
+        of_patches: keeps the objects of patches.
     """
 
-    def __init__(self, baseline: BuildObjects) -> None:
+    def __init__(self, baseline: BuildObjects, of_patches: KeptObjects) -> None:
         self._baseline = baseline
-        self._of_patches: dict[str, TypesByUnit] = {}
+        self._of_patches = of_patches
+        self._gone_in: dict[str, frozenset[str]] = {}
 
-    def types(self, objects: BuildObjects) -> TypesByUnit:
-        """The types of a build; nothing is read yet."""
-        return {unit.name: unit.types for unit in objects.changed_since(self._baseline) if isinstance(unit, CodeUnit)}
+    def files(self, objects: BuildObjects) -> FilesByName:
+        """The objects of a build that the program was not made from."""
+        return objects.changed_files(self._baseline)
 
-    def remember(self, patch: str, types: TypesByUnit) -> None:
-        """Keep the types of a patch, by its identity."""
-        self._of_patches[patch] = types
+    def remember(self, patch: str, files: FilesByName, objects: BuildObjects) -> None:
+        """Keep the objects of a patch, by its identity.
 
-    def judge(self, session: Session, types: TypesByUnit, objects: BuildObjects, live: Host) -> Judgement:
+        Args:
+            patch: its identity.
+            files: those of its objects that the program was not made from.
+            objects: all of them.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        self._of_patches.keep(patch, files)
+        self._gone_in[patch] = self._gone(objects)
+
+    def _gone(self, objects: BuildObjects) -> frozenset[str]:
+        """The host's own units that a build has not: how rustc cuts a large crate depends on all that is in it."""
+        return frozenset(self._baseline.files.keys() - objects.files.keys())
+
+    def compare(self, session: Session, files: FilesByName, objects: BuildObjects) -> Comparison:
+        """What differs between the code that one program runs and the newest.
+
+        Args:
+            session: the program.
+            files: those of the newest objects that the host was not made from.
+            objects: all of them.
+
+        Raises:
+            ObjectError: what the program runs is not kept any more, or cannot be read.
+        """
+        patch = session.history[-1].patch if session.history else None
+        running = self._of_patches.get(patch) if patch else {}
+        was_gone, is_gone = self._gone_in.get(patch or "", frozenset()), self._gone(objects)
+        names: list[str] = []
+        before: list[ObjectUnit] = []
+        now: list[ObjectUnit] = []
+        for name in sorted({*running, *files, *was_gone, *is_gone}):
+            old = None if name in was_gone else self._unit(name, running)
+            new = None if name in is_gone else self._unit(name, files)
+            if old is not new:
+                names.append(name)
+                before += [old] if old else []
+                now += [new] if new else []
+        return Comparison(names=tuple(names), before=tuple(before), now=tuple(now))
+
+    def judge(
+        self,
+        session: Session,
+        compared: Comparison,
+        objects: BuildObjects,
+        live: Host,
+        crate_names: Container[str],
+        apart: OldValues | None = None,
+    ) -> Judgement:
         """What the types of the newest objects mean for the values in one program.
 
         Args:
             session: the program.
-            types: of the newest objects.
-            objects: these objects.
+            compared: what differs.
+            objects: the newest objects.
             live: the program's symbols.
+            crate_names: names of the developer's crates.
+            apart: values that are left to the old code.
 
         Raises:
             ObjectError: an object's debug information cannot be read.
         """
-        running = self._of_patches[session.history[-1].patch] if session.history else {}
-        before, now = [], []
-        different = []
-        for name in sorted({*running, *types}):
-            old, new = running.get(name) or self._own(name), types.get(name) or self._own(name)
-            if old is not new:
-                different.append(name)
-                before += [old] if old else []
-                now += [new] if new else []
 
         def callers(symbol: str) -> Iterator[str]:
-            for name in different:
+            for name in compared.names:
                 for build in (self._baseline, objects):
                     if name in build.files:
                         yield from build.unit(name).calls.get(symbol, ())
 
-        return judge_layouts(before, now, is_live=lambda symbol: live.find(symbol) is not None, callers=callers)
+        tables = compare_tables(compared, crate_names)
+        # A table shows in the objects that make trait objects, and not in those that only hold them.
+        holding = [unit.types for unit in _units_with(objects, compared, [f"dyn {trait}" for trait in tables])]
+        return judge_layouts(
+            [*(unit.types for unit in compared.before), *holding],
+            [*(unit.types for unit in compared.now), *holding],
+            is_live=lambda symbol: live.find(symbol) is not None,
+            callers=callers,
+            can_wait=session.hello.kind == "image" and session.redirect == "detours",
+            is_apart=(apart or OldValues()).are_in,
+            tables=tables,
+        )
 
-    def _own(self, name: str) -> ObjectTypes | None:
-        """The types of one of the host's own units; None where it has no such unit."""
-        unit = self._baseline.unit(name) if name in self._baseline.files else None
-        return unit.types if isinstance(unit, CodeUnit) else None
+    def _unit(self, name: str, files: FilesByName) -> ObjectUnit | None:
+        """One of these, or else of the host's own; None where neither has such a unit."""
+        if name in files:
+            return open_once(name, files[name])
+        return self._baseline.unit(name) if name in self._baseline.files else None
+
+
+def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldValues:
+    """The closures and task states of which a program may hold values that new code must not take for its own.
+
+    Args:
+        compared: what differs.
+        crate_names: names of the developer's crates.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    states = find_changed(
+        [unit.types for unit in compared.before],
+        [unit.types for unit in compared.now],
+        is_wanted=lambda path: (closure_of_state(path) or "").partition("::")[0] in crate_names,
+    )
+    before, now = _closures(compared.before), _closures(compared.now)
+    # Only debug information has the numbers of all closures, and reading it takes time.
+    doubtful = [owner for owner in before.keys() & now.keys() if _may_be_renumbered(before[owner], now[owner])]
+    old, new = _bodies(before, doubtful), _bodies(now, doubtful)
+    renumbered = find_renumbered(old, new) | _of_moved_blocks(old, new)
+    return find_old_values(renumbered, states, compared.uses()) if states or renumbered else OldValues()
+
+
+_Closures = Mapping[str, ObjectUnit]
+"""Symbol of a closure's code → the object that defines it."""
+
+
+def _closures(units: Iterable[ObjectUnit]) -> dict[str, dict[str, ObjectUnit]]:
+    """The closures of each function."""
+    found: dict[str, dict[str, ObjectUnit]] = {}
+    for unit in units:
+        for symbol in unit.exports:
+            owner = owner_of_closure(symbol)
+            if owner is not None:
+                found.setdefault(owner, {})[symbol] = unit
+    return found
+
+
+def _code(symbol: str, unit: ObjectUnit) -> bytes:
+    return unit.fingerprint(unit.exports[symbol].section).blind
+
+
+def _may_be_renumbered(before: _Closures, now: _Closures) -> bool:
+    common = before.keys() & now.keys()
+    changed = sum(_code(symbol, before[symbol]) != _code(symbol, now[symbol]) for symbol in common)
+    return changed > 1 or (before.keys() != now.keys() and (changed > 0 or common != before.keys()))
+
+
+def _bodies(closures: Mapping[str, _Closures], owners: Iterable[str]) -> dict[str, dict[str, bytes]]:
+    """Closure, by its number → symbol of its code → digest, of some functions' closures and of those inside them."""
+    wanted = tuple(owners)
+    found: dict[str, dict[str, bytes]] = {}
+    for owner, symbols in closures.items():
+        if owner.startswith(wanted):
+            for symbol, unit in symbols.items():
+                types = unit.types.uses.functions.get(symbol)
+                closure = closure_of_function(types.path) if types else None
+                if closure is not None:
+                    found.setdefault(closure, {})[symbol] = _code(symbol, unit)
+    return found
+
+
+def compare_names(
+    compared: Comparison, old: OldValues, objects: BuildObjects, crate_names: Container[str], was: Callable[[str], bool]
+) -> dict[str, str]:
+    """Functions that have another symbol than in the code that a program runs: new symbol → old symbol.
+
+    Args:
+        compared: what differs.
+        old: values that are left to the old code; a function that is given these takes no other's place.
+        objects: the newest objects.
+        crate_names: names of the developer's crates.
+        was: whether the code that runs has a function.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    before, now = _functions(compared.before), _functions(compared.now)
+    gone = {
+        symbol: before[symbol]
+        for symbol in before.keys() - now.keys()
+        if may_be_renamed(symbol, crate_names) and objects.get(symbol) is None and was(symbol)
+    }
+    come = {
+        symbol: now[symbol]
+        for symbol in now.keys() - before.keys()
+        if may_be_renamed(symbol, crate_names) and not was(symbol)
+    }
+    names = {method_name(symbol) for symbol in gone} & {method_name(symbol) for symbol in come}
+    types = [
+        {
+            symbol: found
+            for symbol, unit in functions.items()
+            if method_name(symbol) in names
+            and (found := unit.types.uses.functions.get(symbol))
+            and not old.reach(found)
+        }
+        for functions in (gone, come)
+    ]
+    return find_renamed(*types)
+
+
+def _functions(units: Iterable[ObjectUnit]) -> dict[str, ObjectUnit]:
+    return {symbol: unit for unit in units for symbol, found in unit.exports.items() if found.kind == "function"}
+
+
+def compare_tables(compared: Comparison, crate_names: Container[str]) -> dict[str, str]:
+    """Traits whose virtual tables have other methods than before, or others in their places → what changed.
+
+    Args:
+        compared: what differs.
+        crate_names: names of the developer's crates.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    before = [unit for unit in compared.before if isinstance(unit, CodeUnit)]
+    now = [unit for unit in compared.now if isinstance(unit, CodeUnit)]
+    old, new = ({shape for unit in units for shape in find_table_shapes(unit)} for units in (before, now))
+    silent = {symbol for shape in old & new for symbol in shape if symbol.startswith("_R")}
+    # Reading debug information takes time, and most edits leave all tables as they are.
+    if old <= new and not (silent and _edited(silent, before, now)):
+        return {}
+    tables, functions = [], []
+    for units in (before, now):
+        tables.append({made: table for unit in units for made, table in read_tables(unit).items()})
+        functions.append({name: types for unit in units for name, types in unit.types.uses.functions.items()})
+    return find_changed_tables(
+        {made: table for made, table in tables[0].items() if made.trait.partition("::")[0] in crate_names},
+        tables[1],
+        functions[0],
+        functions[1],
+    )
+
+
+def _units_with(objects: BuildObjects, compared: Comparison, texts: Iterable[str]) -> Iterator[ObjectUnit]:
+    """Objects in which nothing changed and that contain one of these texts."""
+    wanted = [text.encode() for text in texts]
+    for name in objects.files if wanted else ():
+        unit = objects.unit(name)
+        if name in compared.names or not isinstance(unit, CodeUnit):
+            continue
+        if any(unit.obj.data.find(text) >= 0 for text in wanted):
+            yield unit
+
+
+def _edited(functions: Iterable[str], before: Iterable[ObjectUnit], now: Iterable[ObjectUnit]) -> bool:
+    """Whether any of these has other code than before."""
+    old, new = _functions(before), _functions(now)
+    both = old.keys() & new.keys() & set(functions)
+    return any(_code(name, old[name]) != _code(name, new[name]) for name in both)
+
+
+def _of_moved_blocks(old: Bodies, new: Bodies) -> frozenset[str]:
+    """Closures of methods whose `impl` block has another number, which is part of the closures' paths."""
+    before, now = ({owner_of_closure(min(bodies[path])): path for path in bodies} for bodies in (old, new))
+    moved = {owner for owner in before.keys() & now.keys() if _block(before[owner]) != _block(now[owner])}
+    return frozenset(path for path, symbols in old.items() if owner_of_closure(min(symbols)) in moved)
+
+
+def _block(path: str) -> str:
+    return path.partition("{impl#")[2].partition("}")[0]
+
+
+def find_reached(old: OldValues, objects: BuildObjects) -> set[str]:
+    """Functions of the newest objects that values which are not those of the new code would be given.
+
+    Args:
+        old: these values.
+        objects: the newest objects.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    owners = {closure.partition("::{#")[0] for closure in old.closures}
+    texts = [f"{owner}::{{".encode() for owner in owners]
+    names = {owner.rpartition("::")[2] for owner in owners}
+    found = set()
+    for name in objects.files if owners else ():
+        unit = objects.unit(name)
+        if not isinstance(unit, CodeUnit):
+            continue
+        # Instances for a closure have its path in their names, and closures have symbols of their own.
+        around = {own for symbol in unit.exports for own in (owner_of_closure(symbol) or "").split("::")}
+        if not around.isdisjoint(names) or any(unit.obj.data.find(text) >= 0 for text in texts):
+            functions = unit.types.uses.functions
+            found |= {symbol for symbol in functions.keys() & unit.exports.keys() if old.reach(functions[symbol])}
+    return found
+
+
+class FunctionsOf:
+    """The types of functions, before an edit and after it.
+
+    Args:
+        compared: what differs.
+        objects: the newest objects.
+    """
+
+    def __init__(self, compared: Comparison, objects: BuildObjects) -> None:
+        self._compared = compared
+        self._objects = objects
+
+    def of(self, symbol: str) -> tuple[FunctionTypes, ...]:
+        """The types of one function, first those that it had where they may be others."""
+        units = [unit for unit in self._compared.before if symbol in unit.exports]
+        newest = self._objects.get(symbol)
+        found = (unit.types.uses.functions.get(symbol) for unit in (*units, *([newest] if newest else ())))
+        return tuple(types for types in found if types is not None)
+
+    def has_other_signature(self, symbol: str) -> bool:
+        """Whether a function whose symbol does not tell its signature takes or returns something else than before."""
+        return not symbol.startswith("_ZN") and len({types.parameters for types in self.of(symbol)}) > 1

@@ -15,6 +15,7 @@ from hotpatchd.core.dylibplan import LinkerChoice, choose_dylib_linker, library_
 from hotpatchd.core.errors import BuildError, HotpatchdError
 from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.jumptable import JumpTablePlan, plan_jump_table
+from hotpatchd.core.layout import Judgement
 from hotpatchd.core.library import (
     LibraryHost,
     News,
@@ -23,6 +24,7 @@ from hotpatchd.core.library import (
     find_news,
     note_own_state,
     note_stale_copies,
+    note_unjudged,
     refuse_grown,
     refuse_thread_locals,
     renamed,
@@ -32,6 +34,7 @@ from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
 from hotpatchd.core.unit import Archives, Fingerprint
+from hotpatchd.daemon.layout_judge import FilesByName, LayoutJudge
 from hotpatchd.daemon.linking import LinkCache, identify
 from hotpatchd.daemon.patcher import (
     Ready,
@@ -42,13 +45,14 @@ from hotpatchd.daemon.patcher import (
     hot_call_notes,
     is_own,
     named,
+    refuse_retyped,
     with_leading,
 )
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.objfile.atoms import AtomUnit
 from hotpatchd.objfile.dylib_stub import StubSymbol, write_dylib_stub
 from hotpatchd.objfile.library_object import PROGRAM_FORMATS, prepare_object
-from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.objects import BuildObjects, KeptObjects
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
 from hotpatchd.objfile.symbols import read_symbols
 
@@ -70,6 +74,8 @@ class _Plan:
     moved: tuple[str, ...]
     notes: tuple[Note, ...]
     refusals: tuple[Refusal, ...]
+    files: FilesByName
+    judge_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +126,8 @@ class LibraryPatcher:
         self.baseline = baseline
         self.links = links
         self.directory = state_dir / "patches" / "libraries"
+        self._judge = LayoutJudge(baseline, KeptObjects(state_dir / "kept"))
+        self._unjudged = note_unjudged(target)
         self._libraries: dict[str, asyncio.Task[_Library]] = {}
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
@@ -150,13 +158,15 @@ class LibraryPatcher:
                         functions=Functions(moved=moved),
                         refusals=tuple(map(named, refusals)),
                         notes=plan.notes,
-                        select_ms=(selected - start) * 1000,
+                        select_ms=(selected - start) * 1000 - plan.judge_ms,
+                        judge_ms=plan.judge_ms,
                     )
                 )
         except (HotpatchdError, OSError) as error:
             output = error.output if isinstance(error, BuildError) else ""
             refusal = Refusal(symbol=None, reason="link", detail=f"{error}\n{output}".rstrip())
             return Ready(prepared=Prepared(client=session.client, refusals=(refusal,), failed=True))
+        self._judge.remember(library.digest, plan.files, objects)
         slide = session.hello.slide
         jumps = library.table.jumps
         return Ready(
@@ -174,7 +184,8 @@ class LibraryPatcher:
                 ),
                 names={jump.from_addr + slide: demangle(jump.name) for jump in jumps},
                 notes=plan.notes,
-                select_ms=(selected - start) * 1000,
+                select_ms=(selected - start) * 1000 - plan.judge_ms,
+                judge_ms=plan.judge_ms,
                 link_ms=(time.perf_counter() - selected) * 1000,
             ),
             patch=DylibPatch(
@@ -216,7 +227,19 @@ class LibraryPatcher:
             known = session.running.get(name)
             return known or (self.baseline.fingerprint(name) if self.program.find(name) else None)
 
+        started = time.perf_counter()
+        files = self._judge.files(objects)
+        compared = self._judge.compare(session, files, objects)
+        judgement = (
+            self._judge.judge(session, compared, objects, self.program, self.crate_names)
+            if selection.replaced
+            else Judgement()
+        )
+        judge_ms = (time.perf_counter() - started) * 1000
         news = find_news(functions, running)
+        if news.patched:
+            notes += self._unjudged
+            self._unjudged = ()
         if any(file.is_optimised for file in self.baseline.files.values()):
             notes += note_stale_copies(filter(self._is_own, news.patched))
         can_share = self.program.table.format == "macho"
@@ -227,8 +250,12 @@ class LibraryPatcher:
             news=news,
             moved=differences.moved,
             notes=(*notes, *note_own_state(selection)),
+            files=files,
+            judge_ms=judge_ms,
             refusals=(
+                *judgement.refusals,
                 *selection.refusals,
+                *refuse_retyped(session, selection, objects, self.baseline, self.crate_names),
                 *refuse_thread_locals(selection, host, can_share=can_share),
                 *refuse_grown(self._extents(selection, objects), self.program),
             ),

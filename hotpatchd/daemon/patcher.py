@@ -10,12 +10,13 @@ import hashlib
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from hotpatchd.core.callers import find_leading, is_hot_call
 from hotpatchd.core.client import Detour, DylibPatch, Idle, Patch, ThreadLocalImage
 from hotpatchd.core.compare import (
-    Differences,
+    find_changed_constants,
     find_differences,
     find_kept_initialisers,
     find_new_collected,
@@ -24,6 +25,7 @@ from hotpatchd.core.compare import (
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Note, Refusal
+from hotpatchd.core.forks import Forks, OldValues, find_forks, is_new_again, note_old_code
 from hotpatchd.core.inlining import find_stale_callers
 from hotpatchd.core.layout import Judgement
 from hotpatchd.core.linkline import LinkLine
@@ -31,16 +33,26 @@ from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
+from hotpatchd.core.statics import item_name
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
-from hotpatchd.daemon.layout_judge import LayoutJudge, TypesByUnit
+from hotpatchd.daemon.layout_judge import (
+    Comparison,
+    FilesByName,
+    FunctionsOf,
+    LayoutJudge,
+    compare_closures,
+    compare_names,
+    find_reached,
+)
 from hotpatchd.daemon.linking import LinkCache
+from hotpatchd.daemon.statics import fresh_notes, match_statics, refuse_statics
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.image import Image, read_image
 from hotpatchd.objfile.machines import MACHINES
-from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.objects import BuildObjects, KeptObjects
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX, find_unreachable, rewrite
 from hotpatchd.objfile.stub import ModuleThreadLocals, write_stub
 
@@ -75,7 +87,11 @@ class _Plan:
     thread_locals: Mapping[str, tuple[int, NewThreadLocal]]
     thread_locals_end: int
     of_library: ModuleThreadLocals | None
-    types: TypesByUnit
+    files: FilesByName
+    renamed: Mapping[str, HostSymbol]
+    forked: frozenset[str]
+    gone: frozenset[str]
+    aliases: Mapping[str, str]
     idle: Mapping[str, Refusal]
     judge_ms: float
 
@@ -86,12 +102,14 @@ class Patcher:
     Args:
         host: its symbols.
         archives: the archives of its link line.
+        libraries: the shared libraries of its link line.
         link_line: the command that linked it.
         linker: which linker that command runs.
         crate_names: names of the crates that the daemon compiles; functions of theirs are named in verdicts.
         baseline: the objects of the source that the host was built from.
         host_code: the host's machine code, where it was built with optimisation and so has functions inlined into
             others; None where it was not.
+        lto: `fat` or `thin`, where its crates were optimised together.
         carriers: links carrier libraries, for clients that enter new code by a jump table.
         links: links images.
         state_dir: the daemon's directory.
@@ -102,11 +120,13 @@ class Patcher:
         *,
         host: HostIndex,
         archives: ArchiveSet,
+        libraries: Sequence[Path],
         link_line: LinkLine,
         linker: Linker,
         crate_names: frozenset[str],
         baseline: BuildObjects,
         host_code: HostCode | None,
+        lto: str | None = None,
         carriers: CarrierLinker,
         links: LinkCache,
         state_dir: Path,
@@ -114,16 +134,18 @@ class Patcher:
         self.host = host.without_private(host_code.addresses_taken()) if host_code else host
         self.machine = MACHINES[host.header.machine]
         self.archives = archives
+        self.libraries = libraries
         self.link_line = link_line
         self.linker = linker
         self.crate_names = crate_names
         self.baseline = baseline
         self.state_dir = state_dir
         self.host_code = host_code
+        self.lto = lto
         self.carriers = carriers
         self.links = links
         self._baseline_state = baseline.state_names() if host_code else frozenset()
-        self._judge = LayoutJudge(baseline)
+        self._judge = LayoutJudge(baseline, KeptObjects(state_dir / "kept"))
 
     async def prepare(self, session: Session, edit: int, objects: BuildObjects, before: BuildObjects) -> Ready:
         """Make the patch that brings one client up to date.
@@ -154,6 +176,7 @@ class Patcher:
                         judge_ms=plan.judge_ms,
                     )
                 )
+            session = replace(session, aliases=plan.aliases)
             image, elf_path = await self._link(session, plan)
             if image.end > session.hello.region.addr + session.hello.region.size:
                 full = Refusal(
@@ -173,7 +196,7 @@ class Patcher:
                 patch = self._address(session, edit, plan, image, elf_path, detours, identity)
                 sent_bytes = len(image.payload)
             content = self._content(session, edit, plan, image, identity)
-            self._judge.remember(identity, plan.types)
+            self._judge.remember(identity, plan.files, objects)
         except HotpatchdError as error:
             output = error.output if isinstance(error, BuildError) else ""
             return self._failed(session, "link", f"{error}\n{output}".rstrip(), selected - start)
@@ -190,7 +213,9 @@ class Patcher:
                 bytes=sent_bytes,
                 functions=Functions(
                     patched=self._display(plan.edited),
-                    added=self._display(name for name in plan.selection.added if self._is_own(name)),
+                    added=self._display(
+                        name for name in plan.selection.added if self._is_own(name) and name not in plan.forked
+                    ),
                     moved=moved,
                 ),
                 names=names,
@@ -217,24 +242,42 @@ class Patcher:
         return display(symbols, self.crate_names)
 
     def _plan(self, session: Session, objects: BuildObjects, before: BuildObjects) -> _Plan:
-        live = LiveSymbols(self.host, session.symbols)
+        started = time.perf_counter()
+        files = self._judge.files(objects)
+        compared = self._judge.compare(session, files, objects)
+        old = OldValues()
+        if session.redirect == "detours":
+            old = compare_closures(compared, self.crate_names)
+            session = replace(session, aliases=self._aliases(session, compared, old, objects))
+        judge_ms = (time.perf_counter() - started) * 1000
+        live = LiveSymbols(self.host, session.symbols, aliases=session.aliases)
 
         def running(name: str) -> Fingerprint | None:
-            return session.running.get(name) or self.baseline.fingerprint(name)
+            known = session.aliases.get(name, name)
+            return session.running.get(known) or self.baseline.fingerprint(known)
 
         candidates = {unit.name: unit for unit in objects.changed_since(self.baseline)}
-        candidates |= {unit.name: unit for unit in objects.units_defining(session.running)}
+        candidates |= {unit.name: unit for unit in objects.units_defining({*session.running, *session.aliases})}
         differences = find_differences(candidates.values(), running, live)
-        roots = differences.changed
-        if self.host_code is not None:
-            roots = self._with_stale_callers(session, differences, objects, self.host_code)
-        edited = roots
+        constants = find_changed_constants(candidates.values(), running)
+        started = time.perf_counter()
+        is_optimised = self.host_code is not None
+        statics = match_statics(session, compared, objects, live, is_optimised=is_optimised)
+        symbols = {**session.symbols, **statics.renamed}
+        live = LiveSymbols(self.host, symbols, aliases=session.aliases)
+        judge_ms += (time.perf_counter() - started) * 1000
+        types = FunctionsOf(compared, objects)
+        # While the source did not have a function, what it refers to may have been forked.
+        again = {name for name in session.gone - session.aliases.keys() if objects.get(name)}
+        changed = {*differences.changed, *differences.absent, *constants, *again, *find_reached(old, objects)}
+        forks = self._forks(session, changed, objects, old, types)
+        roots = edited = forks.replaced
         if session.redirect == "jump_table":
             roots = with_leading(roots, differences.absent, objects, live)
         selection = select(
             roots=roots,
             definitions=objects,
-            host=live,
+            host=LiveSymbols(self.host, symbols, forks.forked, session.aliases),
             archives=self.archives,
             baseline_state=self._baseline_state,
             redirect=session.redirect,
@@ -243,23 +286,34 @@ class Patcher:
         places, places_end = _place_thread_locals(session, selection.thread_locals)
         of_library = self._of_library(session, selection)
         started = time.perf_counter()
-        types = self._judge.types(objects)
-        judgement = self._judge.judge(session, types, objects, live) if selection.replaced else Judgement()
-        judge_ms = (time.perf_counter() - started) * 1000
+        judgement = (
+            self._judge.judge(session, compared, objects, live, self.crate_names, old)
+            if selection.replaced
+            else Judgement()
+        )
+        static_refusals = tuple(refuse_statics(statics, selection, compared))
+        judge_ms += (time.perf_counter() - started) * 1000
         refusals = [
             *judgement.refusals,
-            *selection.refusals,
+            *map(self._explained, selection.refusals),
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
-            *self._folded(session, differences.changed, objects),
+            *self._folded(session, (name for name in differences.changed if name not in forks.forked), objects),
             *_unreachable(selection, of_library),
-            *self._retyped(session, selection, objects),
+            *_other_signatures(differences.changed, types),
+            *static_refusals,
         ]
-        notes = edit_notes(objects, before, live)
+        functions = defined_functions(selection)
+        brought = functions | defined_constants(selection)
+        forked = frozenset(brought.keys() & forks.forked)
+        notes = edit_notes(objects, before, live, statics.successors.kept, forked)
+        notes += fresh_notes(selection, objects, before)
         # In an optimised program, a function without a symbol may be part of one that is replaced.
         if self.host_code is None or not edited:
             notes += absence_notes(filter(self._is_own, differences.absent), objects, before)
         if session.redirect == "jump_table":
             notes += hot_call_notes(edited, roots)
+        if old.closures and not refusals:
+            notes += note_old_code(old, compared.uses_before())
         if places_end > session.hello.thread_locals.size:
             refusals.append(
                 Refusal(
@@ -272,45 +326,125 @@ class Patcher:
             thread_locals=places,
             thread_locals_end=places_end,
             of_library=of_library,
-            types=types,
+            files=files,
+            renamed={name: place for name, place in statics.renamed.items() if name in selection.host_names},
+            forked=forked,
+            # Code that the optimiser put into its callers only has no place of its own.
+            gone=self._gone(session, files, objects) | (forks.forked - forked),
+            aliases={
+                name: known for name, known in session.aliases.items() if name not in forks.forked and known != name
+            },
             idle=judgement.idle,
             judge_ms=judge_ms,
             selection=replace(selection, refusals=tuple(refusals)),
-            edited=edited,
+            edited=tuple(sorted({*edited, *(forked & functions.keys() & set(differences.changed))})),
             definers={name: definer for name in roots if (definer := objects.get(name))},
-            functions=defined_functions(selection),
+            functions={
+                name if name in forked else session.aliases.get(name, name): code for name, code in brought.items()
+            },
             moved=differences.moved,
             notes=tuple(notes),
         )
 
-    def _with_stale_callers(
-        self, session: Session, differences: Differences, objects: BuildObjects, code: HostCode
-    ) -> tuple[str, ...]:
+    def _aliases(self, session: Session, compared: Comparison, old: OldValues, objects: BuildObjects) -> dict[str, str]:
+        """Functions, as the newest objects call them → as the program knows them."""
+        live = LiveSymbols(self.host, session.symbols, aliases=session.aliases)
+
+        def was(name: str) -> bool:
+            return name in session.aliases or (live.find(name) is not None and name not in session.gone)
+
+        renamed = compare_names(compared, old, objects, self.crate_names, was)
+        kept = {name: known for name, known in session.aliases.items() if objects.get(name)}
+        return kept | {name: session.aliases.get(earlier, earlier) for name, earlier in renamed.items()}
+
+    def _forks(
+        self,
+        session: Session,
+        changed: Iterable[str],
+        objects: BuildObjects,
+        old: OldValues,
+        types: FunctionsOf,
+    ) -> Forks:
+        """What to replace, and what to bring beside the program's own."""
+        gone = session.gone - session.aliases.keys()
+
+        @cache
+        def is_forked(name: str) -> bool:
+            if objects.kind(name) == "constant":
+                return True
+            if session.redirect == "jump_table":
+                return False
+            if is_rust_name(name) and types.has_other_signature(name):
+                return True
+            if not old.closures and name not in gone:
+                return False
+            return any(old.reach(found) or is_new_again(name, found, gone) for found in types.of(name))
+
+        def users(name: str) -> Iterator[str]:
+            yield from objects.users(name)
+            yield from (holder for holder in objects.holders(name) if objects.kind(holder) == "constant")
+
+        return find_forks(
+            changed,
+            is_forked=is_forked,
+            users=users,
+            is_live=lambda name: objects.kind(name) == "constant" or bool(self._places(session, name)),
+            stale=lambda changed: self._stale_callers(session, changed, objects),
+        )
+
+    def _stale_callers(self, session: Session, changed: Iterable[str], objects: BuildObjects) -> tuple[str, ...]:
+        """Functions of an optimised program that may hold old code of changed ones."""
+        code = self.host_code
+        if code is None:
+            return ()
+
         def references(caller: str, callee: str) -> int | None:
-            places = self.host.functions(caller)
-            if not places:
+            places = self.host.functions(session.aliases.get(caller, caller))
+            if not places or objects.get(caller) is not objects.get(callee):
                 return None
-            targets = [addr for addr, _ in self.host.functions(callee)]
+            targets = [addr for addr, _ in self.host.functions(session.aliases.get(callee, callee))]
             return min(sum(code.count_references(addr, size, to) for to in targets) for addr, size in places)
 
-        stale = find_stale_callers(
-            {*differences.changed, *differences.absent},
-            callers=objects.callers,
-            references_in_program=references,
-            is_replaced=session.running.__contains__,
-        )
-        return tuple(sorted({*differences.changed, *(name for name in stale if self.host.functions(name))}))
+        def is_replaced(caller: str) -> bool:
+            return session.aliases.get(caller, caller) in session.running and demangle(caller) not in session.lingering
+
+        def callers(callee: str) -> Iterator[tuple[str, int]]:
+            direct = dict(objects.callers(callee))
+            yield from direct.items()
+            # The optimiser may have put what a constant, virtual table or static leads to in the place of a use of it.
+            yield from ((name, 1) for name in {*objects.users(callee), *objects.holders(callee)} - direct.keys())
+
+        stale = find_stale_callers(changed, callers=callers, references_in_program=references, is_replaced=is_replaced)
+        return tuple(name for name in stale if objects.kind(name) == "function")
+
+    def _gone(self, session: Session, files: FilesByName, objects: BuildObjects) -> frozenset[str]:
+        """Functions that the program has and the newest source does not define."""
+        edited = (files.keys() | (self.baseline.files.keys() - objects.files.keys())) & self.baseline.files.keys()
+        known = {name for name, found in session.symbols.items() if found.kind == "function"}
+        for unit in map(self.baseline.unit, edited):
+            known |= {name for name, found in unit.exports.items() if found.kind == "function"}
+        return frozenset(name for name in known if objects.get(name) is None)
 
     def _places(self, session: Session, name: str) -> tuple[tuple[int, int], ...]:
         """Where the program has a function: (link-time address, size), several for one that it has several times."""
-        added = session.symbols.get(name)
-        return ((added.addr, added.size),) if added else self.host.functions(name)
+        known = session.aliases.get(name, name)
+        added = session.symbols.get(known)
+        # A function of an assembler may have no size; it is taken to reach to the next.
+        own = ((addr, size or self.host.room_at(addr)) for addr, size in self.host.functions(known))
+        return ((added.addr, added.size),) if added else tuple(own)
+
+    def _explained(self, refusal: Refusal) -> Refusal:
+        """A refusal with its cause, where that is how the whole program was optimised."""
+        if refusal.reason != "unresolved" or self.lto is None:
+            return refusal
+        detail = f'`lto = "{self.lto}"` left nothing of it in the program that a patch could use; set `lto = "off"`'
+        return replace(refusal, detail=detail)
 
     def _too_short(self, session: Session, names: Iterable[str]) -> Iterator[Refusal]:
         for name in names:
             for addr, size in self._places(session, name):
                 needed = self.machine.detour_size
-                if size < needed and self.host.room_at(addr) < needed and name not in session.symbols:
+                if size < needed and self.host.room_at(addr) < needed and self.host.function_names_at(addr):
                     yield Refusal(
                         symbol=name,
                         reason="too_short",
@@ -322,10 +456,15 @@ class Patcher:
 
         Stale callers are not asked about: what shares their code holds the same old copies as they do.
         """
+        added: dict[int, list[str]] = {}
+        for name, symbol in session.symbols.items():
+            added.setdefault(symbol.addr, []).append(name)
         for name in changed:
             for addr, _ in self._places(session, name):
-                for other in self.host.function_names_at(addr):
-                    if objects.fingerprint(other) != objects.fingerprint(name) and objects.get(other):
+                for other in (*self.host.function_names_at(addr), *added.get(addr, ())):
+                    is_gone = objects.get(other) is None and (self.baseline.get(other) or other in session.symbols)
+                    is_label = other.partition(".llvm.")[0] == name
+                    if not is_label and not is_gone and objects.fingerprint(other) != objects.fingerprint(name):
                         yield Refusal(
                             symbol=name,
                             reason="folded",
@@ -341,28 +480,6 @@ class Patcher:
         found = {name: self.host.find(name) for name in selection.host_names - new}
         offsets = {name: place.addr - block.offset(0) for name, place in found.items() if place and place.kind == "tls"}
         return ModuleThreadLocals(module=library.tls_module, offsets=offsets)
-
-    def _retyped(self, session: Session, selection: Selection, objects: BuildObjects) -> Iterator[Refusal]:
-        """State whose value would be lost: it has another symbol now, since its type changed."""
-        new = [thread_local.name for thread_local in selection.thread_locals]
-        for kept in selection.units:
-            for section in kept.sections:
-                if kept.unit.kind(section) == "data":
-                    new += [found.name for found in kept.unit.definitions_in(section) if self._is_own(found.name)]
-        if not new:
-            return
-        edited = {
-            unit.name for unit in objects.changed_since(self.baseline)
-        } | self.baseline.files.keys() - objects.files
-        baseline = [self.baseline.unit(name) for name in sorted(edited & self.baseline.files.keys())]
-        state = {name for unit in baseline for name, found in unit.exports.items() if found.kind != "function"}
-        state |= {name for name, found in session.symbols.items() if found.kind != "function"}
-        for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
-            yield Refusal(
-                symbol=name,
-                reason="static_changed",
-                detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
-            )
 
     async def _link(self, session: Session, plan: _Plan) -> tuple[Image, Path]:
         region = session.hello.region
@@ -408,11 +525,12 @@ class Patcher:
                     host_names=selection.host_names,
                     replaced=frozenset(name for name, unit in plan.definers.items() if unit is kept.unit),
                     imports=selection.imports,
+                    weak_imports=selection.weak_imports,
                     of_library=frozenset(of_library.offsets if of_library else ()),
                 )
             )
             paths.append(str(path))
-        live = LiveSymbols(self.host, session.symbols)
+        live = LiveSymbols(self.host, {**session.symbols, **plan.renamed}, aliases=plan.aliases)
         absolute = {}
         thread_locals = {name: offset for name, (offset, _) in plan.thread_locals.items()}
         for name in selection.host_names - thread_locals.keys():
@@ -428,6 +546,7 @@ class Patcher:
                 absolute=absolute,
                 thread_locals=thread_locals,
                 imports=selection.imports,
+                weak_imports=selection.weak_imports,
                 of_library=of_library,
                 machine=self.machine,
             )
@@ -475,6 +594,7 @@ class Patcher:
             size=len(image.payload),
             segments=image.segments,
             imports=image.imports,
+            libraries=tuple(map(str, self.libraries)) if image.imports else (),
             eh_frame=image.eh_frame,
             detours=tuple(detour for _, detour in detours),
             thread_locals=tuple(
@@ -494,7 +614,7 @@ class Patcher:
 
     def _content(self, session: Session, edit: int, plan: _Plan, image: Image, identity: str) -> PatchContent:
         slide = session.hello.slide
-        live = LiveSymbols(self.host, session.symbols)
+        live = LiveSymbols(self.host, session.symbols, plan.forked, plan.aliases)
         defined = {name: found._replace(addr=found.addr - slide) for name, found in image.symbols.items()}
         copies = {}
         if session.redirect == "jump_table":
@@ -508,10 +628,23 @@ class Patcher:
                 for name, found in defined.items()
                 if live.find(name) is None and not name.endswith(NEW_CODE_SUFFIX)
             }
-            | {name: HostSymbol(offset, new.size, "tls", 1) for name, (offset, new) in plan.thread_locals.items()},
+            | {name: HostSymbol(offset, new.size, "tls", 1) for name, (offset, new) in plan.thread_locals.items()}
+            | dict(plan.renamed),
             thread_locals=plan.thread_locals_end,
             copies=copies,
+            forked=plan.forked,
+            gone=plan.gone,
+            aliases=plan.aliases,
         )
+
+
+def _other_signatures(changed: Iterable[str], types: FunctionsOf) -> Iterator[Refusal]:
+    """Functions that code of another language may call, which was not compiled anew."""
+    for name in changed:
+        if not is_rust_name(name) and types.has_other_signature(name):
+            before, now = (", ".join(filter(None, one.parameters)) for one in types.of(name)[:2])
+            detail = f"what it takes and returns changed ({before} → {now}), and code in another language may call it"
+            yield Refusal(symbol=name, reason="signature", detail=f"{detail}; restart")
 
 
 def _unreachable(selection: Selection, of_library: ModuleThreadLocals | None) -> Iterator[Refusal]:
@@ -563,9 +696,55 @@ def defined_functions(selection: Selection) -> dict[str, Fingerprint]:
     }
 
 
+def defined_constants(selection: Selection) -> dict[str, Fingerprint]:
+    """The statics of the developer's own objects that a patch defines and nobody can write to, by exported name."""
+    return {
+        name: kept.unit.fingerprint(static.section)
+        for kept in selection.units
+        if not kept.unit.from_archive
+        for name, static in kept.unit.statics.items()
+        if static.kind == "constant" and not static.local and static.section in kept.sections
+    }
+
+
 def named(refusal: Refusal) -> Refusal:
     """A refusal with its symbol as the source spells it."""
-    return replace(refusal, symbol=demangle(refusal.symbol)) if refusal.symbol else refusal
+    return replace(refusal, symbol=item_name(refusal.symbol)) if refusal.symbol else refusal
+
+
+def refuse_retyped(
+    session: Session,
+    selection: Selection,
+    objects: BuildObjects,
+    baseline: BuildObjects,
+    crate_names: Container[str],
+) -> Iterator[Refusal]:
+    """State whose value would be lost: it has another symbol now, since its type changed.
+
+    Args:
+        session: the client.
+        selection: what its patch is to bring.
+        objects: the newest objects.
+        baseline: those of the source that the program was built from.
+        crate_names: names of the developer's crates.
+    """
+    new = [thread_local.name for thread_local in selection.thread_locals]
+    for kept in selection.units:
+        for section in kept.sections:
+            if kept.unit.kind(section) == "data":
+                new += [found.name for found in kept.unit.definitions_in(section) if is_own(found.name, crate_names)]
+    if not new:
+        return
+    edited = {unit.name for unit in objects.changed_since(baseline)} | baseline.files.keys() - objects.files
+    earlier = [baseline.unit(name) for name in sorted(edited & baseline.files.keys())]
+    state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
+    state |= {name for name, found in session.symbols.items() if found.kind != "function"}
+    for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
+        yield Refusal(
+            symbol=name,
+            reason="static_changed",
+            detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
+        )
 
 
 def is_own(symbol: str, crate_names: Container[str]) -> bool:
@@ -620,31 +799,38 @@ def absence_notes(absent: Iterable[str], objects: BuildObjects, before: BuildObj
     ]
 
 
-def edit_notes(objects: BuildObjects, before: BuildObjects, host: Host) -> list[Note]:
+def edit_notes(
+    objects: BuildObjects,
+    before: BuildObjects,
+    host: Host,
+    renamed: Mapping[str, str] | None = None,
+    replaced: Container[str] = (),
+) -> list[Note]:
     """Notes for what an edit changed besides functions, and what a running program does not take in.
 
     Args:
         objects: the newest objects.
         before: those of the build before.
         host: the program's symbols.
+        renamed: statics whose symbol changed with the definition of their type → the earlier symbol.
+        replaced: statics that nobody can write to and that a patch brings anew.
     """
-    notes = []
-    for unit in objects.changed_since(before):
-        earlier = before.unit(unit.name) if unit.name in before.files else None
-        notes += [
+    earlier, edited = tuple(before.changed_since(objects)), tuple(objects.changed_since(before))
+    return [
+        *(
             Note(
                 symbol=name,
                 note="collected",
                 detail="what it adds to this section takes part only from the next start of the program on",
             )
-            for name in find_new_collected(earlier, unit)
-        ]
-        notes += [
+            for name in find_new_collected(earlier, edited)
+        ),
+        *(
             Note(
-                symbol=demangle(name),
+                symbol=item_name(name),
                 note="initialiser_kept",
                 detail="its initialiser changed; the running program keeps the value that it has",
             )
-            for name in find_kept_initialisers(earlier, unit, host)
-        ]
-    return notes
+            for name in find_kept_initialisers(earlier, edited, host, renamed, replaced)
+        ),
+    ]

@@ -15,6 +15,7 @@ from hotpatchd.core.events import (
     EditsUndone,
     EditVerdict,
     Event,
+    PatchRan,
     ProgramEnded,
     RebuildFailed,
     RebuildFinished,
@@ -46,6 +47,7 @@ class Terminal:
     def __init__(self, console: Console, *, live: bool = False) -> None:
         self.console = console
         self.live = live
+        self._newest_ran = 0
 
     def working(self, text: str) -> AbstractContextManager[object]:
         """Show that something goes on, until the context ends."""
@@ -71,15 +73,19 @@ class Terminal:
                 self.raw(event.diagnostics)
             case EditVerdict():
                 self._show_verdict(event.verdict)
+            case PatchRan(since_save_ms=float(since_save_ms)) if event.edit > self._newest_ran:
+                # Once for an edit: whoever waits for it wants to know that it is there.
+                self._newest_ran = event.edit
+                self.say("Ran", f"{_names(event.functions)} {since_save_ms:.0f} ms after the save")
             case EditsUndone():
                 numbers = ", ".join(map(str, sorted(event.edits)))
                 rest = f"the code of edit {event.edit}" if event.edit else "the program's own code"
-                self.say("Undone", f"edit {numbers}; {rest} runs again")
+                self.say("Undone", f"edit {numbers}; {rest} runs again, until the next edit")
             case BuildStarted(reason="restart"):
                 self.say("Building", "the program goes on until this is done")
             case BuildFinished(problem=problem) if problem:
                 self.say("Failed", f"{problem}; the program goes on", "bold red")
-            case ProgramEnded() if event.signal or event.status == PANICKED:
+            case ProgramEnded() if event.signal or event.crash or event.status == PANICKED:
                 self.say("Ended", _describe_crash(event), "bold red")
                 for frame in _told_frames(event.crash):
                     self.say("", frame)
@@ -95,21 +101,29 @@ class Terminal:
 
 
 def _describe_crash(event: ProgramEnded) -> str:
-    cause = event.signal or "a panic"
+    fault = event.crash.signal if event.crash and event.crash.signal != "panic" else None
+    cause = event.signal or (f"{fault}, with status {event.status}," if fault else "a panic")
     if event.edit is None:
         return f"by {cause}, unpatched"
     failed = event.crash.patched if event.crash else None
     if event.crash and failed:
         how = "its stack was used up" if event.crash.stack_overflow else event.crash.signal
-        return f"by {cause} in the code of edit {failed.edit}, on thread {event.crash.thread} ({how})"
+        told = f" ({how})" if event.signal else ""
+        return f"by {cause} in the code of edit {failed.edit}, on thread {event.crash.thread}{told}"
     changed = f", which replaced {_names(event.functions)}" if event.functions else ""
     return f"by {cause}; the last patch was that of edit {event.edit}{changed}"
 
 
 def _told_frames(crash: Crash | None) -> list[str]:
-    """The calls that led to a fault, as far as the developer's code goes; a call that is repeated is told once."""
+    """The calls that led to a fault or panic; a call that is repeated is told once."""
+    if crash is None:
+        return []
+    frames, patched = crash.frames, crash.patched
+    if crash.signal == "panic" and patched:
+        # What is inside of it has made the panic's message and goes about unwinding.
+        frames = frames[frames.index(patched) :]
     told: list[str] = []
-    for frame in crash.frames if crash else ():
+    for frame in frames:
         place = f" at {frame.file}:{frame.line}" if frame.file else ""
         edit = f" (edit {frame.edit})" if frame.edit else ""
         line = f"in {frame.function}{place}{edit}"
@@ -145,6 +159,24 @@ def describe_record(record: Mapping[str, Any]) -> str:
     """The line of a verdict, as it is found in an events file."""
     verdict = msgspec.convert(record, Verdict)
     return f"{verdict.verdict}: {describe(verdict)}"
+
+
+def describe_proof(row: Mapping[str, Any]) -> str:
+    """Whether the new code of an applied edit has run, and when; empty where that is not known.
+
+    Args:
+        row: of the edit, with `ran` and `waiting` of `hotpatchd.daemon.proof.Proofs.row`.
+    """
+    if row["ran"] is None:
+        return ""
+    parts = []
+    if row["ran"]:
+        first = min((time for time in row["ran"].values() if time is not None), default=None)
+        parts.append("ran" if first is None else f"ran {first:.0f} ms after the save")
+    if row["waiting"]:
+        waiting = f"{_names(tuple(row['waiting']))} not yet" if row["ran"] else "not run yet"
+        parts.append(waiting)
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def _names(names: tuple[str, ...]) -> str:

@@ -112,14 +112,14 @@ class RunControl:
         """Leave the terminal as it was."""
         self._keys.stop()
 
-    def offer_restart(self, *, without_last: bool) -> None:
+    def offer_restart(self, leaves_out: int | None) -> None:
         """Ask the developer what is to become of a program that crashed.
 
         Args:
-            without_last: whether there is an edit that could be left out.
+            leaves_out: the edit that it could be started without, if there is one.
         """
-        keys = {"r": "build and start it again", "d": "start it again without the last edit", "q": "end"}
-        if not without_last:
+        keys = {"r": "build and start it again", "d": f"start it again as it was before edit {leaves_out}", "q": "end"}
+        if leaves_out is None:
             del keys["d"]
         self._terminal.say("Crashed", ", ".join(f"{key}: {what}" for key, what in keys.items()), "bold red")
         self._keys.start()

@@ -17,7 +17,17 @@ from typing import Any
 import structlog
 
 from hotpatchd.core import messages as core
-from hotpatchd.core.client import Applied, ClientAnswer, ClientEvent, ClientHello, ClientLost, Hello, Patch, Rejection
+from hotpatchd.core.client import (
+    Applied,
+    ClientAnswer,
+    ClientEvent,
+    ClientHello,
+    ClientLost,
+    ClientRan,
+    Hello,
+    Patch,
+    Rejection,
+)
 from hotpatchd.core.devtools import CARGO_HOT, Protocol, devtools_environ, export_main_args, is_asset, notice_of
 from hotpatchd.core.dioxus import DevtoolsEvent, DevtoolsUnavailable
 from hotpatchd.core.errors import BuildError, HotpatchdError
@@ -48,12 +58,14 @@ from hotpatchd.daemon.event_log import EventBus
 from hotpatchd.daemon.fatbuild import FatBuild, Workspace, load_workspace, tracer_for
 from hotpatchd.daemon.generation import Built, Generation, digests_of, image_tools
 from hotpatchd.daemon.history import History
+from hotpatchd.daemon.instances import Instances
 from hotpatchd.daemon.jump_tables import JumpTableClients
 from hotpatchd.daemon.limits import Limits
 from hotpatchd.daemon.lock import LibraryInfo, StateLock
 from hotpatchd.daemon.patcher import Ready
 from hotpatchd.daemon.processes import caring
 from hotpatchd.daemon.program import client_for, linked_client_args, native_triple, target_support
+from hotpatchd.daemon.proof import Proofs
 from hotpatchd.daemon.report import Terminal
 from hotpatchd.daemon.run_control import RunControl
 from hotpatchd.daemon.server import PatchServer
@@ -85,6 +97,7 @@ class Options:
         auto_restart: start the program anew where an edit needs it, and after a crash.
         background: bring the program's file up to date while nothing happens.
         keys: the terminal's keys are the daemon's, and not the program's.
+        proof: find out when new code runs for the first time.
         cpus: how many processors builds may use; None: those that the program can spare.
         environ: the environment of cargo and of the program.
     """
@@ -98,6 +111,7 @@ class Options:
     auto_restart: bool = False
     background: bool = True
     keys: bool = False
+    proof: bool = False
     cpus: int | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -122,10 +136,12 @@ class Daemon:
         self.interrupted = False
         self._triple = options.selection.target or native_triple()
         self._history = History(workspace.root, self.state_dir / "patches")
+        self._proofs = Proofs()
         self._commands = Commands(
             workspace=workspace.root,
             events=events,
             history=self._history,
+            proofs=self._proofs,
             state=lambda: self.state,
             generation=lambda: self._generation,
             dispatch=self._dispatch,
@@ -148,7 +164,7 @@ class Daemon:
         self._sent_at: dict[int, float] = {}
         self._resetting: dict[int, Session] = {}
         self._hellos: dict[int, Hello] = {}
-        self._instances: dict[str, Session] = {}
+        self._instances = Instances(self.state_dir)
         self._payloads: OrderedDict[str, bytes] = OrderedDict()
         self._crashes = CrashReports(self.state_dir / "patches", workspace.root)
 
@@ -216,7 +232,7 @@ class Daemon:
         )
         with StateLock(self.state_dir) as self._lock:
             # Left by earlier daemons; a program that outlived one is taken back to its own code when it connects.
-            for left in ("link", "patches"):
+            for left in ("kept", "link", "patches"):
                 shutil.rmtree(self.state_dir / left, ignore_errors=True)
             async with self._listening(), self._watcher:
                 try:
@@ -427,8 +443,7 @@ class Daemon:
 
     def _dispatch(self, event: core.StepEvent) -> None:
         self.state, commands = step(self.state, event)
-        for session in self.state.sessions.values():
-            self._instances[session.hello.instance] = session
+        self._instances.note(self.state.sessions.values())
         for command in commands:
             self._carry_out(command)
 
@@ -463,7 +478,7 @@ class Daemon:
             case core.ScheduleBackground():
                 self._spawn(self._wait_idle(command.edit))
             case core.OfferRestart():
-                self._run.offer_restart(without_last=command.without_last)
+                self._run.offer_restart(command.leaves_out)
             case core.End():
                 self._end(command.status)
 
@@ -502,13 +517,16 @@ class Daemon:
             hot_calls = next(found for found in self._hot_calls if client in found)
             self._spawn(hot_calls.send(self.state.sessions[client], ready.carrier, since_edit_ms), essential=False)
             return
-        assert ready.patch is not None
-        self._payloads[ready.patch.patch] = ready.payload
+        patch = ready.patch
+        assert patch is not None
+        if isinstance(patch, Patch):
+            patch = replace(patch, proof=self.options.proof)
+        self._payloads[patch.patch] = ready.payload
         while len(self._payloads) > KEPT_PAYLOADS:
             self._payloads.popitem(last=False)
         self._note_sent(self.state.sessions[client], ready)
         self._sent_at[client] = time.perf_counter()
-        self.server.send_patch(client, ready.patch, ready.payload)
+        self.server.send_patch(client, patch, ready.payload)
 
     def _note_sent(self, session: Session, ready: Ready) -> None:
         hello, patch = session.hello, ready.patch
@@ -518,6 +536,10 @@ class Daemon:
         self._history.sent(session, patch, ready.linked, ready.prepared.names, host.kept_executable)
         if host.images and isinstance(patch, Patch):
             self._crashes.sent(hello, host.images.host, patch)
+        if self.options.proof:
+            outcome = self.state.outcome
+            last_write = outcome.last_write if outcome.edit else None
+            self._proofs.sent(hello.instance, patch.patch, patch.edit, ready.prepared.names, last_write)
 
     async def _wait_idle(self, edit: int) -> None:
         await asyncio.sleep(BACKGROUND_AFTER_S)
@@ -526,6 +548,7 @@ class Daemon:
     def _publish(self, event: Event) -> None:
         self.events.publish(event)
         self._history.take(event)
+        self._proofs.take(event)
         self.terminal.show(event)
         notice = notice_of(event)
         if notice:
@@ -553,6 +576,7 @@ class Daemon:
             _log.exception(logs.REBUILD_FAILED)
             self._dispatch(self._not_rebuilt(crates, _told(error)))
             return
+        self._history.include(self.state.edit, sorted(inputs.crates_of.keys() - self.state.inputs.crates_of.keys()))
         programs = {}
         if not result.failed:
             before = self._objects.get(self.state.target, self._objects[0])
@@ -639,12 +663,18 @@ class Daemon:
             case ClientAnswer():
                 session = self.state.sessions.get(event.client)
                 if isinstance(event.answer, Applied) and session:
+                    if event.patch:
+                        self._proofs.applied(session.hello.instance, event.patch, event.answer, time.time())
                     for hot_calls in self._hot_calls:
                         self._spawn(hot_calls.announce(session.hello.pid), essential=False)
                 since_ms = (time.perf_counter() - self._sent_at.get(event.client, 0.0)) * 1000
                 self._dispatch(
                     core.Answered(client=event.client, answer=event.answer, now=time.time(), since_sent_ms=since_ms)
                 )
+            case ClientRan() if event.client in self._hellos:
+                told = self._proofs.ran(event.client, self._hellos[event.client].instance, event.ran)
+                if told:
+                    self._publish(told)
             case ClientLost():
                 hello = self._hellos.pop(event.client, None)
                 if hello and hello.pid != self.state.program:

@@ -80,10 +80,12 @@ class PatchMessage(Message):
     size: Count
     segments: tuple[core.Segment, ...]
     imports: tuple[core.Import, ...]
+    libraries: tuple[str, ...]
     eh_frame: core.EhFrame | None
     detours: tuple[DetourShape, ...]
     thread_locals: tuple[core.ThreadLocalImage, ...]
     idle: tuple[IdleShape, ...]
+    proof: bool
     elf: str | None
 
 
@@ -165,6 +167,16 @@ class AppliedMessage(Message):
     threads: Count
     timings_us: dict[str, float]
     on_stack: tuple[OnStackShape, ...]
+    proof: bool = False
+
+
+class RanMessage(Message):
+    """New code ran for the first time: `from` is a Python keyword."""
+
+    patch: Hex64
+    from_addrs: tuple[Address, ...] = field(name="from")
+    after_us: Count
+    within_us: Count
 
 
 class RefusedMessage(Message):
@@ -174,9 +186,10 @@ class RefusedMessage(Message):
     reason: core.RefuseReason
     detail: str
     symbol: str | None = None
+    from_addr: Address | None = field(name="from", default=None)
 
 
-ClientMessage = HelloMessage | AppliedMessage | RefusedMessage
+ClientMessage = HelloMessage | AppliedMessage | RefusedMessage | RanMessage
 
 
 class ControlRequest(Struct, kw_only=True, tag_field="command", tag=_tag):
@@ -309,10 +322,12 @@ def patch_message(seq: int, patch: core.Patch) -> PatchMessage:
         size=patch.size,
         segments=patch.segments,
         imports=patch.imports,
+        libraries=patch.libraries,
         eh_frame=patch.eh_frame,
         detours=tuple(_convert(detour, DetourShape) for detour in patch.detours),
         thread_locals=patch.thread_locals,
         idle=tuple(_convert(one, IdleShape) for one in patch.idle),
+        proof=patch.proof,
         elf=patch.elf,
     )
 

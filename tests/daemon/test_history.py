@@ -10,7 +10,16 @@ import pytest
 
 from hotpatchd.core.client import Anchor, Detour, DylibPatch
 from hotpatchd.core.errors import UsageError
-from hotpatchd.core.events import EditSettled, EditsUndone, EditVerdict, Functions, PatchSent, Verdict
+from hotpatchd.core.events import (
+    EditSettled,
+    EditsUndone,
+    EditVerdict,
+    Functions,
+    PatchSent,
+    RebuildFailed,
+    RebuildFinished,
+    Verdict,
+)
 from hotpatchd.daemon import history as module
 from hotpatchd.daemon.history import KEPT_EDITS, LARGEST_TEXT, MOST_TEXTS, History
 from hotpatchd.objfile.symbols import read_symbols
@@ -86,6 +95,26 @@ def test_files_that_come_and_go_are_all_added_and_all_removed(history: History, 
     end = "\\ No newline at end of file\n"
     assert show(history, 1)["diff"].endswith(f"@@ -0,0 +1 @@\n+fn f() {{}}\n{end}")
     assert show(history, 2)["diff"].endswith(f"@@ -1 +0,0 @@\n-fn f() {{}}\n{end}")
+
+
+def test_a_file_that_a_build_reads_for_the_first_time_is_part_of_its_edit(history: History, tmp_path: Path) -> None:
+    """Whoever adds a module edits the file that names it; the next edit of the module is against its first text."""
+    module_file = write(tmp_path / "b.rs", "fn f() {}\n")
+    settle(history, 1, write(tmp_path / "a.rs", "mod b;\n"))
+    history.include(1, [str(module_file), str(tmp_path / "b" / "mod.rs"), str(tmp_path / "a.rs")])
+    assert history.rows()[0]["files"] == (str(tmp_path / "a.rs"), str(module_file))
+    assert show(history, 1)["diff"].endswith("+++ b/b.rs\n@@ -0,0 +1 @@\n+fn f() {}\n")
+    settle(history, 2, write(module_file, "fn g() {}\n"))
+    assert show(history, 2)["diff"].endswith("@@ -1 +1 @@\n-fn f() {}\n+fn g() {}\n")
+
+
+def test_an_edit_that_did_not_compile_has_what_rustc_said(history: History, tmp_path: Path) -> None:
+    """Of others, that is not kept."""
+    settle(history, 1, tmp_path / "a.rs")
+    history.take(RebuildFailed(edit=1, crates=("a",), diagnostics=("error: no",)))
+    settle(history, 2, tmp_path / "a.rs")
+    history.take(RebuildFinished(edit=2, crates=("a",), diagnostics=("warning: yes",)))
+    assert [show(history, edit)["diagnostics"] for edit in (1, 2)] == [("error: no",), ()]
 
 
 @pytest.mark.parametrize(

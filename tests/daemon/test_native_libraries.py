@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hotpatchd.core.linkline import LinkLine
-from hotpatchd.daemon.native_libraries import static_libraries
+from hotpatchd.daemon.native_libraries import shared_libraries, static_libraries
 from hotpatchd.daemon.processes import run_process
 
 
@@ -48,6 +48,23 @@ async def test_a_linker_that_is_run_itself_says_all(tmp_path: Path) -> None:
     """There is no driver that could be asked."""
     own = archive(tmp_path / "a" / "libone.a")
     assert await found("ld.lld", f"-L{own.parent}", "main.o", "-lone", "-lc") == (own,)
+
+
+async def test_shared_libraries_are_those_that_can_be_loaded(tmp_path: Path) -> None:
+    """The linker's scripts say which those are; what nobody has, and archives, are left out."""
+    own = tmp_path / "libown.so"
+    (tmp_path / "source.c").write_text("int own(void) { return 1; }\n")
+    await run_process(["gcc", "-shared", "-o", str(own), str(tmp_path / "source.c")])
+    (tmp_path / "libscript.so").write_text("GROUP ( /lib/libfirst.so.6 AS_NEEDED ( /lib/libsecond.so.1 ) )")
+    (tmp_path / "libstatic.so").write_bytes(b"!<arch>\n/lib/libno.so.1")
+    line = LinkLine(env=(), argv=("ld.lld", f"-L{tmp_path}", "-lown", "-lscript", "-lstatic", "-lnobody", "main.o"))
+    assert await shared_libraries(line) == (own, Path("/lib/libfirst.so.6"), Path("/lib/libsecond.so.1"))
+
+
+async def test_the_mathematics_library_is_found() -> None:
+    """Programs are linked with it by name, and most need nothing of it."""
+    found = await shared_libraries(LinkLine(env=(), argv=("cc", "main.o", "-lm", "-lc", "-o", "main")))
+    assert any(path.name.startswith("libm.so") or path.name.startswith("libm-") for path in found), found
 
 
 async def test_archives_by_path_and_shared_libraries_are_not_looked_for(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied, after_undo
+from hotpatchd.core.unit import Fingerprint, HostSymbol
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker
 from hotpatchd.daemon.linking import LinkCache
 from hotpatchd.daemon.object_cache import ObjectCache
@@ -73,6 +74,7 @@ class World:
         self.patcher = Patcher(
             host=index,
             archives=ArchiveSet(()),
+            libraries=(),
             link_line=link_line,
             linker="bfd",
             crate_names=frozenset({"app"}),
@@ -238,6 +240,23 @@ async def test_folded_functions_that_differ_now_are_refused(tmp_path: Path) -> N
     ready = await World(tmp_path, F1 + G1, FOLDED).prepare(F2 + G1)
     assert reasons(ready) == [("app::f", "folded")]
     assert "app::g" in ready.prepared.refusals[0].detail
+
+
+async def test_folded_function_of_another_crate_is_refused(tmp_path: Path) -> None:
+    """What a crate that is not edited has there must stay as it is."""
+    foreign = F1 + f".globl foreign\n.type foreign,@function\n.set foreign, {symbol('f')}\n"
+    ready = await World(tmp_path, F1, foreign).prepare(F2)
+    assert reasons(ready) == [("app::f", "folded")]
+
+
+async def test_functions_that_a_patch_folded_are_refused(tmp_path: Path) -> None:
+    """A patch brought two functions as one, and one of them changes."""
+    world = World(tmp_path, F1)
+    brought = HostSymbol(world.addr("f") + 0x1000, 6, "function", 1)
+    running = {symbol(name): Fingerprint(b"old", b"old") for name in "gh"}
+    client = replace(session(1), symbols=dict.fromkeys(running, brought), running=running)
+    ready = await world.prepare(F1 + G1 + returning("h", 2), client)
+    assert reasons(ready) == [("app::g", "folded"), ("app::h", "folded")]
 
 
 async def test_folded_functions_that_agree_share_one_jump(tmp_path: Path) -> None:
@@ -470,3 +489,15 @@ async def test_a_function_that_no_hot_call_leads_to_is_noted(tmp_path: Path) -> 
         root.mkdir()
         ready = await World(root, F1 + extra).prepare(F2 + extra, without_detours(session(1)))
         assert names(ready) == expected
+
+
+THROUGH_A_TABLE = function("user", "lea .Ltable(%rip),%rax", "jmp *(%rax)") + (
+    f'.section .data.rel.ro.table,"aw",@progbits\n.balign 8\n.Ltable: .quad {symbol("f")}\n'
+)
+
+
+async def test_what_leads_to_a_function_by_a_table_may_hold_a_copy_of_it(tmp_path: Path) -> None:
+    """The program's optimiser saw which function it is, and put its code in place of the call."""
+    world = World(tmp_path, F1 + THROUGH_A_TABLE, F1 + returning("user", 1), optimised=True)
+    ready = await world.prepare(F2 + THROUGH_A_TABLE)
+    assert ready.prepared.functions.patched == ("app::f", "app::user")

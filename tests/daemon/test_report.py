@@ -12,6 +12,7 @@ from hotpatchd.core.events import (
     Event,
     Functions,
     Note,
+    PatchRan,
     ProgramEnded,
     RebuildFailed,
     RebuildFinished,
@@ -20,7 +21,7 @@ from hotpatchd.core.events import (
     Verdict,
     to_record,
 )
-from hotpatchd.daemon.report import Terminal, describe, describe_record
+from hotpatchd.daemon.report import Terminal, describe, describe_proof, describe_record
 
 TIMINGS = Timings(settle=20.4, compile=110.2, select=6.0, link=75.6, send=1.2, apply=0.4, total=213.8)
 
@@ -48,6 +49,39 @@ def test_an_applied_edit_names_its_functions_and_times() -> None:
         "     Patched app::draw added app::pen in 214 ms"
         " (settle 20 + compile 110 + select 6 + link 76 + send 1 + apply 0)"
     ]
+
+
+def ran(edit: int, since_save_ms: float | None) -> PatchRan:
+    """New code ran."""
+    return PatchRan(
+        edit=edit, client=1, functions=("app::draw",), waiting=(), since_save_ms=since_save_ms, within_ms=1.0
+    )
+
+
+def test_first_execution_is_one_line_for_each_edit() -> None:
+    """The first program counts; one that came too late to have a time is passed over."""
+    events = (ran(1, None), ran(1, 142.6), ran(1, 150.0), ran(2, 80.0))
+    assert shown(*events) == [
+        "         Ran app::draw 143 ms after the save",
+        "         Ran app::draw 80 ms after the save",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ran", "waiting", "text"),
+    [
+        (None, None, ""),
+        ({}, ["f"], "; not run yet"),
+        ({"f": 142.6, "g": 150.0}, [], "; ran 143 ms after the save"),
+        ({"f": 142.6, "g": None}, ["h"], "; ran 143 ms after the save, h not yet"),
+        ({"f": None}, [], "; ran"),
+        ({}, [], ""),
+    ],
+    ids=["untold", "waiting", "ran", "partly", "late", "replaced"],
+)
+def test_log_says_whether_it_ran(ran: dict[str, float | None] | None, waiting: list[str] | None, text: str) -> None:
+    """What ran first, and what has not run."""
+    assert describe_proof({"ran": ran, "waiting": waiting}) == text
 
 
 @pytest.mark.parametrize(
@@ -115,6 +149,18 @@ def test_a_crash_in_patched_code_shows_its_backtrace() -> None:
     ]
 
 
+def test_a_panic_in_patched_code_shows_its_calls_from_there_on() -> None:
+    """What makes the message and unwinds is left out."""
+    panicking = CrashFrame(function="core::panicking::panic_fmt", file=None, line=None, edit=None)
+    own = CrashFrame(function="app::draw", file="src/main.rs", line=7, edit=3)
+    crash = Crash(signal="panic", ended_by="panic", stack_overflow=False, thread="main", frames=(panicking, own))
+    ended = ProgramEnded(pid=7, status=101, signal=None, edit=3, functions=("app::draw",), crash=crash)
+    assert shown(ended) == [
+        "       Ended by a panic in the code of edit 3, on thread main",
+        "             in app::draw at src/main.rs:7 (edit 3)",
+    ]
+
+
 def test_diagnostics_are_shown_as_rustc_coloured_them() -> None:
     """Escape sequences become colours, and the text is whole."""
     red = "\x1b[31merror\x1b[0m: no"
@@ -149,8 +195,14 @@ def test_a_record_is_described_like_the_verdict_that_it_was_made_from() -> None:
 @pytest.mark.parametrize(
     ("undone", "line"),
     [
-        (EditsUndone(edits=(3, 2), edit=1), "      Undone edit 2, 3; the code of edit 1 runs again"),
-        (EditsUndone(edits=(1,), edit=0), "      Undone edit 1; the program's own code runs again"),
+        (
+            EditsUndone(edits=(3, 2), edit=1),
+            "      Undone edit 2, 3; the code of edit 1 runs again, until the next edit",
+        ),
+        (
+            EditsUndone(edits=(1,), edit=0),
+            "      Undone edit 1; the program's own code runs again, until the next edit",
+        ),
     ],
 )
 def test_an_undo_tells_what_runs_again(undone: EditsUndone, line: str) -> None:

@@ -169,6 +169,20 @@ async def test_patch_arrives_and_its_answer_comes_back(daemon: Daemon) -> None:
     assert isinstance(answered.answer, core.Applied)
 
 
+async def test_first_execution_is_told_unasked(daemon: Daemon) -> None:
+    """A client may tell of it at any time; its messages are counted on."""
+    socket = await daemon.join()
+    await daemon.event()
+    ran = {"type": "ran", "seq": 2, "patch": "f" * 64, "from": [4], "after_us": 1830, "within_us": 1060}
+    await socket.send(json.dumps(ran))
+    told = await daemon.event()
+    assert isinstance(told, core.ClientRan)
+    assert (told.client, told.ran.patch, told.ran.from_addrs) == (1, "f" * 64, (4,))
+    daemon.server.send_undo(1, None)
+    await socket.send(json.dumps(APPLIED | {"seq": 3}))
+    assert isinstance(await daemon.event(), core.ClientAnswer)
+
+
 async def test_undo_is_answered_without_a_patch(daemon: Daemon) -> None:
     """An undo goes out with its target; the answer to it names no patch."""
     socket = await daemon.join()

@@ -85,6 +85,14 @@ def test_applied_becomes_the_core_applied() -> None:
     )
 
 
+def test_ran_becomes_the_core_ran() -> None:
+    """What ran, and when, arrives."""
+    text = '{"type": "ran", "seq": 3, "patch": "' + "f" * 64 + '", "from": [4], "after_us": 1830, "within_us": 1060}'
+    assert wire.inward(wire.decode_from_client(text), core.Ran) == core.Ran(
+        patch="f" * 64, from_addrs=(4,), after_us=1830, within_us=1060
+    )
+
+
 def test_refused_becomes_the_core_refused() -> None:
     """The reason and the symbol arrive."""
     message = wire.decode_from_client(json.dumps(REFUSED))
@@ -153,12 +161,14 @@ def test_patch_has_its_documented_form() -> None:
         build_id="d" * 40,
         size=9216,
         segments=(core.Segment(addr=1, mem_size=4096, offset=0, file_size=4000, prot="rx"),),
-        imports=(core.Import(name="memcpy", slot=2),),
+        imports=(core.Import(name="memcpy", slot=2), core.Import(name="gettid", slot=10, weak=True)),
+        libraries=("/lib/libm.so.6",),
         eh_frame=core.EhFrame(addr=3, size=400),
         detours=(core.Detour(from_addr=4, to_addr=5, size=80),),
         thread_locals=(core.ThreadLocalImage(offset=-8, data="00ff"),),
         elf="/path/of/the/linked/patch",
         idle=(core.Idle(from_addr=4, size=80, symbol="app::State", detail="…"),),
+        proof=True,
     )
     assert json.loads(wire.encode(wire.patch_message(3, patch))) == {
         "type": "patch",
@@ -168,10 +178,12 @@ def test_patch_has_its_documented_form() -> None:
         "build_id": "d" * 40,
         "size": 9216,
         "segments": [{"addr": 1, "mem_size": 4096, "offset": 0, "file_size": 4000, "prot": "rx"}],
-        "imports": [{"name": "memcpy", "slot": 2}],
+        "imports": [{"name": "memcpy", "slot": 2, "weak": False}, {"name": "gettid", "slot": 10, "weak": True}],
+        "libraries": ["/lib/libm.so.6"],
         "eh_frame": {"addr": 3, "size": 400},
         "detours": [{"from": 4, "to": 5, "size": 80}],
         "thread_locals": [{"offset": -8, "data": "00ff"}],
+        "proof": True,
         "idle": [{"from": 4, "size": 80, "symbol": "app::State", "detail": "…"}],
         "elf": "/path/of/the/linked/patch",
     }

@@ -1,0 +1,126 @@
+"""Which of a program's statics the objects of an edit mean, where symbols alone do not say it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from hotpatchd.core.demangle import demangle
+from hotpatchd.core.events import Note, Refusal
+from hotpatchd.core.select import Selection
+from hotpatchd.core.session import Session
+from hotpatchd.core.statics import Successors, find_successors, names_its_type, note_fresh, refuse_other_types
+from hotpatchd.core.unit import Definition, Host, HostSymbol
+from hotpatchd.daemon.layout_judge import Comparison
+from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.units import ObjectUnit
+
+_NO_SYMBOL = "the optimiser left no symbol for it in the running program, so its value cannot be kept"
+_OF_LIBRARY = "it is a thread-local of a shared library, and has another symbol, since its type changed; restart"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statics:
+    """The statics and thread-locals of edited objects, as one program has them.
+
+    Args:
+        own: symbol → where the newest objects define it.
+        renamed: symbols that the program does not have → where it has the value.
+        successors: how these came about.
+    """
+
+    own: Mapping[str, Definition]
+    renamed: Mapping[str, HostSymbol] = field(default_factory=dict)
+    successors: Successors = field(default_factory=Successors)
+
+
+def match_statics(
+    session: Session, compared: Comparison, objects: BuildObjects, live: Host, *, is_optimised: bool
+) -> Statics:
+    """Find the statics that have another symbol than in a program.
+
+    Args:
+        session: the program.
+        compared: where what it runs differs from the newest objects.
+        objects: the newest objects.
+        live: the program's symbols.
+        is_optimised: whether the program was compiled with optimisation, and so may have lost symbols.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    own = _statics(compared.now)
+    new = [name for name in own if live.find(name) is None]
+    known = {name for name, static in _statics(compared.before).items() if static.kind != "constant"}
+    known |= {name for name, found in session.symbols.items() if found.kind != "function"}
+    # What an unoptimised program has no symbol for, nothing in it used.
+    lasting = (name for name in known - own.keys() if is_optimised or live.find(name))
+    gone = [name for name in lasting if objects.get(name) is None]
+    if not {demangle(name) for name in new} & {demangle(name) for name in gone}:
+        return Statics(own=own)
+    constants = {name for name in new if own[name].kind == "constant"}
+    found = find_successors(new, gone, _types(compared.now), _types(compared.before), constants=constants)
+    renamed, kept, lost = {}, {}, dict(found.lost)
+    for name, earlier in found.kept.items():
+        place = live.find(earlier)
+        if place is None:
+            lost[name] = _NO_SYMBOL
+        elif place.kind == "tls" and session.hello.library is not None:
+            lost[name] = _OF_LIBRARY
+        else:
+            renamed[name], kept[name] = place, earlier
+    return Statics(own=own, renamed=renamed, successors=Successors(kept=kept, lost=lost))
+
+
+def refuse_statics(statics: Statics, selection: Selection, compared: Comparison) -> Iterator[Refusal]:
+    """Refuse what a patch would do to statics whose value does not suit their type any more.
+
+    Args:
+        statics: of the edited objects.
+        selection: the patch's content.
+        compared: where what the program runs differs from the newest objects.
+
+    Raises:
+        ObjectError: an object's debug information cannot be read.
+    """
+    if statics.successors.lost:
+        used = selection.host_names | {
+            definition.name
+            for kept in selection.units
+            for section in kept.sections
+            for definition in kept.unit.definitions_in(section)
+        }
+        for name, detail in statics.successors.lost.items():
+            if name in used:
+                yield Refusal(symbol=name, reason="static_changed", detail=detail)
+    state = [name for name in selection.host_names if name in statics.own and statics.own[name].kind != "constant"]
+    if not all(map(names_its_type, state)):
+        yield from refuse_other_types(state, _types(compared.now), _types(compared.before))
+
+
+def fresh_notes(selection: Selection, objects: BuildObjects, before: BuildObjects) -> list[Note]:
+    """Notes for new statics that an edit may have renamed or moved.
+
+    Args:
+        selection: the patch's content.
+        objects: the newest objects.
+        before: those of the build before.
+    """
+    new = {*selection.new_state, *(thread_local.name for thread_local in selection.thread_locals)}
+    if not new:
+        return []
+    own = _statics(objects.changed_since(before))
+    earlier = _statics(before.changed_since(objects))
+    removed = [
+        name
+        for name, static in earlier.items()
+        if static.kind != "constant" and name not in own and objects.get(name) is None
+    ]
+    return note_fresh(new & own.keys(), removed)
+
+
+def _statics(units: Iterable[ObjectUnit]) -> dict[str, Definition]:
+    return {name: static for unit in units for name, static in unit.statics.items()}
+
+
+def _types(units: Iterable[ObjectUnit]) -> dict[str, str]:
+    """Symbol → type, of all statics of some objects."""
+    return {name: type_ for unit in units for name, type_ in unit.types.uses.statics.items()}
