@@ -14,8 +14,8 @@ must name, and what the module shows before the edit, after it, and after its re
 the modules of an optimisation level are one program, in one process from the first edit to the last.
 
 The cases are in `cases/`, one file for each kind; `cases.py` tells their format. `python -m tests.corpus` writes this
-table; an edit counts among the verdicts once for each optimisation level at which it can run. `make test` runs level 0;
-`HOTPATCHD_CORPUS_LEVELS=0,1,3` runs them all.
+table; an edit counts among the verdicts once for each optimisation level at which it can run. `make test` runs
+level 0, and level 3 for some kinds; `HOTPATCHD_CORPUS_LEVELS=0,1,3` runs them all.
 
 """
 

@@ -62,6 +62,35 @@ def test_the_edit_that_brought_the_code_is_told(single: Project) -> None:
         assert (ended["edit"], ended["functions"]) == (1, ["single::extra"])
 
 
+def test_a_panic_of_main_is_told_with_the_edit_that_brought_it(single: Project) -> None:
+    """Not with the last one, nor with one whose panic was caught before; the program ends with its own status."""
+    with Session(single) as session:
+        session.wait_started()
+        session.apply(MAIN, PLAIN, 'if LIMIT.load(Ordering::Relaxed) > 100 { panic!("too much") }; String::from("x")')
+        session.apply(
+            MAIN, "    left + right", '    std::panic::catch_unwind(|| panic!("caught")).map_or(7, |()| left)'
+        )
+        line = single.line_of(MAIN, "too much")
+        session.edit(MAIN, 'format!("limit', 'LIMIT.store(200, Ordering::Relaxed);\n    format!("limit')
+        ended = session.wait_event("program.ended")
+        assert (ended["status"], ended["signal"], ended["edit"]) == (101, None, 1)
+        assert (ended["functions"], ended["crash"]["signal"]) == (["single::extra"], "panic")
+        assert patched_frames(ended)[-1] == ("single::extra", MAIN, line, 1)
+        assert session.daemon.wait_exit() == 101
+
+
+def test_an_end_with_the_status_of_a_panic_is_none(single: Project) -> None:
+    """The panic was another thread's, and was dealt with."""
+    with Session(single) as session:
+        session.wait_started()
+        thread = (
+            'let thread = std::thread::spawn(|| panic!("elsewhere")); let _ = thread.join(); std::process::exit(101)'
+        )
+        session.edit(MAIN, PLAIN, thread)
+        ended = session.wait_event("program.ended")
+        assert (ended["status"], ended["crash"]) == (101, None)
+
+
 def test_a_stack_overflow_is_told(single: Project) -> None:
     """Rust's own message is printed first, by its handler, which ends the program by `SIGABRT`."""
     with Session(single) as session:

@@ -80,6 +80,44 @@ def test_a_program_that_starts_after_an_undo_runs_what_the_others_run(single: Pr
             running.wait_line("both edits", lambda line: (line["public"], line["private"]) == ("third", "60"))
 
 
+def test_an_undone_edit_that_the_source_still_has_comes_again_and_is_named(session: Session) -> None:
+    """The next edit is of another function; its verdict names the one that it brings again as it was."""
+    undone = session.apply(MAIN, SUM, PRODUCT)
+    assert "the next edit brings it again" in session.cli("undo").stdout
+    session.daemon.wait_value("private", "23")
+    verdict = session.apply(MAIN, 'String::from("plain")', 'String::from("other")')
+    assert verdict.patched == ("single::extra", "single::private_sum")
+    assert [(note["symbol"], note["note"]) for note in verdict.notes] == [("single::private_sum", "still_in_source")]
+    assert f"edit {undone.edit}" in verdict.notes[0]["detail"]
+    session.daemon.wait_line("both", lambda line: (line["private"], line["extra"]) == ("60", "other"))
+
+
+def test_undo_restores_every_byte_of_the_programs_code(session: Session) -> None:
+    """After edits on top of each other, taken back in steps, the program's code is what it was before them."""
+
+    def code() -> bytes:
+        (client,) = session.cli_json("clients")
+        found = b""
+        with Path(f"/proc/{client['pid']}/mem").open("rb") as memory:
+            for line in Path(f"/proc/{client['pid']}/maps").read_text().splitlines():
+                span, protection, *_, name = line.split()
+                if "x" in protection and name == client["exe"]:
+                    start, end = (int(part, 16) for part in span.split("-"))
+                    memory.seek(start)
+                    found += memory.read(end - start)
+        return found
+
+    before = code()
+    assert before
+    session.apply(MAIN, SUM, PRODUCT)
+    session.apply(MAIN, 'String::from("plain")', 'String::from("other")')
+    session.apply(MAIN, PRODUCT, "    left * right + 1")
+    assert code() != before
+    for count in ("1", "2"):
+        assert session.cli("undo", count).returncode == 0
+    assert code() == before
+
+
 COUNTING = """    static CALLS: AtomicU64 = AtomicU64::new(1000);
     CALLS.fetch_add(left + right - 22, std::sync::atomic::Ordering::Relaxed)"""
 

@@ -67,16 +67,14 @@ def test_fields_reordered_in_the_source(layouts: Session) -> None:
 
 
 def test_fields_reordered_in_the_source_of_a_type_in_a_static(layouts: Session) -> None:
-    """Where the compiler puts them where they were, no layout changed, but the static has another symbol."""
+    """Where the compiler puts them where they were, the static keeps its value, though it has another symbol."""
     verdict = rewrite(
         layouts,
         ("    value: T,\n    next: Option<Box<Node<T>>>,\n", "    next: Option<Box<Node<T>>>,\n    value: T,\n"),
         ("node.value + node", "100 + node.value + node"),
     )
-    assert verdict.verdict == "refused", verdict
-    assert [(refusal["symbol"], refusal["reason"]) for refusal in verdict.refusals] == [
-        ("layouts::LIST", "static_changed")
-    ]
+    assert_applied(layouts, verdict)
+    layouts.daemon.wait_value("listed", "107")
 
 
 def test_widened_field_of_a_generic_type_on_the_heap(layouts: Session) -> None:
@@ -125,16 +123,33 @@ def test_type_behind_a_trait_object(layouts: Session) -> None:
 
 
 def test_state_of_a_task_in_flight(layouts: Session) -> None:
-    """An async function that keeps more across an await has another state, and a task may be waiting in the old."""
+    """A task that waits in the old state of an async function ends with the old code; the next one has the new."""
     verdict = rewrite(
         layouts,
         (
             "    thread_turn().await;\n    text.len() as u32",
-            "    let more = text.clone();\n    thread_turn().await;\n    more.len() as u32",
+            "    let more = text.repeat(2);\n    thread_turn().await;\n    (text.len() + more.len()) as u32",
         ),
     )
-    assert verdict.verdict == "refused", verdict
-    assert any("{async_fn_env#0}" in refusal["symbol"] for refusal in verdict.refusals), verdict
+    assert_applied(layouts, verdict)
+    assert verdict.noted("old_code_kept") == ["layouts::waiting"]
+    layouts.daemon.wait_value("task", "21")
+    verdict = rewrite(layouts, ("(text.len() + more.len()) as u32", "(text.len() + more.len() * 2) as u32"))
+    assert_applied(layouts, verdict)
+    layouts.daemon.wait_value("task", "35")
+
+
+def test_state_of_a_task_is_taken_back(layouts: Session) -> None:
+    """New calls have the old state again; tasks of the undone edit end with its code."""
+    keeping = "    let more = text.repeat(2);\n    thread_turn().await;\n    (text.len() + more.len()) as u32"
+    assert_applied(layouts, rewrite(layouts, ("    thread_turn().await;\n    text.len() as u32", keeping)))
+    layouts.daemon.wait_value("task", "21")
+    layouts.cli("undo")
+    layouts.daemon.wait_value("task", "7")
+    less = "    let more = 1000;\n    thread_turn().await;\n    text.len() as u32 + more"
+    verdict = rewrite(layouts, (keeping, less))
+    assert_applied(layouts, verdict)
+    layouts.daemon.wait_value("task", "1007")
 
 
 def test_type_in_a_function_that_runs_on(layouts: Session) -> None:

@@ -144,6 +144,29 @@ def test_code_that_the_program_does_not_have_comes_along(session: Session) -> No
     session.daemon.wait_value("extra", "21")
 
 
+def test_changed_layout_is_refused(session: Session) -> None:
+    """A value of the old layout is on the heap of the program, which goes on with its code."""
+    original = session.project.read(MAIN)
+    edited = original.replace("    side: u64,\n", "    side: u64,\n    turned: u64,\n")
+    edited = edited.replace("Square { side: 5 }", "Square { side: 5, turned: 1 }")
+    edited = edited.replace("self.side * self.side", "self.side * self.turned")
+    verdict = session.wait_verdict(session.save(MAIN, edited))
+    refused = [(refusal["symbol"], refusal["reason"]) for refusal in verdict.refusals]
+    assert (verdict.verdict, refused) == ("refused", [("device::Square", "layout")])
+    assert session.daemon.wait_next_lines(2)["trait"] == "25"
+
+
+def test_static_of_another_type_is_refused(session: Session) -> None:
+    """It is another static, which would begin anew in place of the program's."""
+    original = session.project.read(MAIN)
+    old, new = "Mutex<Vec<u64>> = Mutex::new(Vec::new())", "Mutex<Big> = Mutex::new(Big(Vec::new(), [0; 64]))"
+    edited = original.replace(old, new)
+    edited = edited.replace("history.push(tick)", "history.0.push(tick)").replace("history.len()", "history.0.len()")
+    verdict = session.wait_verdict(session.save(MAIN, edited + "\nstruct Big(Vec<u64>, #[allow(unused)] [u64; 64]);\n"))
+    refused = [(refusal["symbol"], refusal["reason"]) for refusal in verdict.refusals]
+    assert (verdict.verdict, refused) == ("refused", [("device::HISTORY", "static_changed")])
+
+
 def test_undo_goes_back_to_the_code_before(session: Session) -> None:
     """`hotpatchd undo` takes the newest library back, and the next edit is made for what runs then."""
     session.apply(MAIN, "    left + right", "    left * right")

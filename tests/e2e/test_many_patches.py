@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -11,17 +12,17 @@ from typing import Self
 import pytest
 
 from hotpatchd.daemon.control import call
-from tests.e2e.harness import Session
+from tests.e2e.harness import Session, Verdict
 from tests.e2e.program import Project, assert_continuous
 from tests.e2e.test_busy import yield_processors
 
 PATCHES = int(os.environ.get("HOTPATCHD_TEST_PATCHES", "90"))
 WARM_UP = PATCHES // 3
 """After that many, what grows only once, such as heaps and caches, has grown."""
-PROGRAM_EXTRA = 24 * 1024
+PROGRAM_EXTRA = 16 * 1024
 """What each patch may take beyond its size in the program: whole pages of image, unwind tables, names, list entries."""
-DAEMON_EXTRA = 192 * 1024
-"""The same in the daemon, which keeps what it takes to go back to each edit."""
+DAEMON_EXTRA = 24 * 1024
+"""The same in the daemon, which knows what each edit replaced, and has the objects on disk."""
 DISK_EXTRA = 96 * 1024
 """The same on disk: the edited object and the linked patch with its debug information."""
 
@@ -50,6 +51,14 @@ def private_bytes(pid: int) -> int:
 def sent_bytes(session: Session) -> list[int]:
     """The sizes of all patches so far."""
     return [event["bytes"] for event in session.events() if event["event"] == "patch.sent"]
+
+
+USED = "u64::from(unsafe { *std::ptr::addr_of!(ROOM).cast::<u8>().add(question as usize & 1) })"
+
+
+def room(kibibytes: int) -> str:
+    """A static that takes address space, and no memory; code has it with `USED`."""
+    return f"static mut ROOM: [u8; {kibibytes} << 10] = [0; {kibibytes} << 10];\n"
 
 
 @pytest.mark.timeout(3600)
@@ -86,14 +95,44 @@ def test_memory_grows_by_what_patches_bring(tmp_path: Path) -> None:
         assert_continuous(session.daemon.app_lines())
 
 
+def test_address_space_is_used_up_to_its_end(tmp_path: Path) -> None:
+    """Edits apply until no patch fits; then each asks for a restart, and what was applied can be taken back."""
+    with Session(Project("busy", tmp_path / "busy")) as session:
+        session.wait_started()
+        function = "fn answer(question: u64) -> Answer {"
+        session.save(
+            "src/main.rs", session.project.replaced("src/main.rs", function, room((127 << 10) + 640) + function)
+        )
+
+        def edit(version: int) -> Verdict:
+            line = f"let version = {version} + {USED};"
+            text = (session.project.root / "src/main.rs").read_text()
+            edited = re.sub("let version = .*;", line, text)
+            return session.wait_verdict(session.save("src/main.rs", edited))
+
+        applied = 0
+        while (verdict := edit(applied + 1)).verdict == "applied":
+            applied += 1
+        assert applied > 1
+        assert (verdict.verdict, [refusal["reason"] for refusal in verdict.refusals]) == ("restart", ["region_full"])
+        assert edit(applied + 2).verdict == "restart"
+        session.daemon.wait_value("version", str(applied))
+        assert session.cli("undo").returncode == 0
+        session.daemon.wait_value("version", str(applied - 1))
+        assert session.cli("restart", within_s=180).returncode == 0
+        session.daemon.wait_value("version", str(applied + 2))
+        assert edit(applied + 3).verdict == "applied"
+        session.daemon.wait_value("version", str(applied + 3))
+        assert "WRONG" not in session.daemon.output
+
+
 def test_used_up_address_space_takes_a_restart(tmp_path: Path) -> None:
     """A patch that does not fit into what is kept for patches asks for a restart; smaller ones still apply."""
     with Session(Project("busy", tmp_path / "busy")) as session:
         session.wait_started()
-        room = "static ROOM: [u8; 136 << 20] = [0; 136 << 20];\n"
         function = "fn answer(question: u64) -> Answer {"
-        large = session.project.replaced("src/main.rs", function, room + function).replace(
-            "let version = 0;", "let version = 7 + u64::from(ROOM[question as usize & 1]);"
+        large = session.project.replaced("src/main.rs", function, room(136 << 10) + function).replace(
+            "let version = 0;", f"let version = 7 + {USED};"
         )
         original = (session.project.root / "src/main.rs").read_text()
         verdict = session.wait_verdict(session.save("src/main.rs", large))

@@ -152,6 +152,24 @@ def test_a_patch_that_crashed_the_program_is_left_out(single: Project) -> None:
         wait_fresh(session, old, public="second", extra="mended")
 
 
+def test_an_earlier_edit_that_crashed_the_program_is_left_out(single: Project) -> None:
+    """The edit whose code failed counts, not the last one: the program comes back as it was before that edit."""
+    with Session(single, options=["--auto-restart"]) as session:
+        session.wait_started()
+        session.apply(MAIN, 'String::from("first")', 'String::from("second")')
+        delayed = 'if LIMIT.load(Ordering::Relaxed) > 100 { std::process::abort() }; String::from("delayed")'
+        session.apply(MAIN, 'String::from("plain")', delayed)
+        old = session.daemon.wait_value("extra", "delayed")
+        mark = len(session.events())
+        session.edit(MAIN, 'format!("limit', 'LIMIT.store(200, Ordering::Relaxed);\n    format!("limit')
+        assert session.wait_event("program.ended")["edit"] == 2
+        session.wait_event("client.connected", after=mark, within_s=START_WITHIN_S)
+        wait_fresh(session, old, public="second", extra="plain", limit="limit:100")
+        verdict = session.apply(MAIN, delayed, 'String::from("mended")')
+        assert verdict.noted("still_in_source") == ["single::limit"]
+        wait_fresh(session, old, public="second", extra="mended", limit="limit:200")
+
+
 def test_the_last_edit_is_left_out_on_request(single: Project) -> None:
     """No build is needed for that, and the edit stays in the source."""
     with Session(single) as session:
@@ -215,7 +233,7 @@ def test_a_crashed_program_is_started_again_by_a_key(single: Project, tmp_path: 
         mark = len(session.events())
         session.edit(MAIN, *CRASHING)
         session.wait_event("program.ended")
-        session.daemon.wait_text("start it again without the last edit")
+        session.daemon.wait_text("start it again as it was before edit 1")
         session.edit(MAIN, "std::process::abort()", 'String::from("mended")')
         session.wait_event("edit.verdict", lambda event: event["edit"] == 2)
         keyboard.write_text(key)

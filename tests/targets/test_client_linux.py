@@ -2,15 +2,17 @@
 
 import asyncio
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from hotpatchd.core.crash import parse_note
 from hotpatchd.daemon.client_build import ClientKind, ensure_client
 from tests.client.conftest import Program, Stage
-from tests.client.fake_daemon import Peer
+from tests.client.fake_daemon import WAIT_S, FakeDaemon, Peer
 from tests.client.images import Image
 from tests.client.platform import Platform
 from tests.client.test_panics import PANICS, PRINTS, apply
@@ -177,6 +179,23 @@ async def test_busy_threads_never_see_half_a_patch(stage: Stage) -> None:
         assert await program.ask("wrong") == "0"
 
 
+async def test_first_execution_is_told(stage: Stage) -> None:
+    """Ten patches of a function that three threads call all the time: each is told to have run, no call goes wrong."""
+    async with stage.patching("host", "3") as (program, peer):
+        next_addr = 0
+        for number in range(10):
+            source = adding(1001 + 1000 * number)
+            image = stage.image(source, peer.hello, program, next_addr=next_addr, answer="replaced")
+            applied = await peer.apply({**image.message, "proof": True}, image.content)
+            assert (applied["type"], applied.get("proof")) == ("applied", True), applied
+            next_addr = applied["next"]
+            ran = await peer.receive()
+            assert (ran["type"], ran["patch"], ran["from"]) == ("ran", image.id, [image.message["detours"][0]["from"]])
+        assert await program.ask("progress") == "1"
+        assert await program.ask("answer") == "10002"
+        assert await program.ask("wrong") == "0"
+
+
 async def test_running_function_is_on_the_stack(stage: Stage) -> None:
     """A thread that waits in the old body of a replaced function is named, and no other."""
     async with stage.patching("host") as (program, peer):
@@ -259,3 +278,23 @@ async def test_backtrace_names_patched_functions(stage: Stage) -> None:
         backtrace = "\n".join(await program.ask_lines("answer"))
         assert re.search(r"\d+: replaced\n +at .*/patched\.c:4\b", backtrace), backtrace
         assert re.search(r"host::main\n +at .*host\.rs:\d+", backtrace), backtrace
+
+
+async def test_fault_in_patched_code_is_noted(stage: Stage) -> None:
+    """The note has the place and its caller, and the program ends by its signal."""
+    source = "int replaced(int n) { *(volatile int *)16 = n; return n; }"
+    path = stage.programs["host"]
+    async with FakeDaemon.listening(stage.state) as daemon:
+        pipe = asyncio.subprocess.PIPE
+        argv, env = (*stage.runner, str(path)), stage.environment(path)
+        process = await asyncio.create_subprocess_exec(*argv, env=env, stdin=pipe, stdout=pipe, stderr=pipe)
+        peer = await daemon.welcome()
+        image = stage.image(source, peer.hello, Program(process, path), answer="replaced")
+        assert (await peer.apply(image.message, image.content))["type"] == "applied"
+        await asyncio.wait_for(process.communicate(b"answer\n"), WAIT_S)
+        assert process.returncode == -signal.SIGSEGV
+        note = parse_note((stage.state / "patches" / peer.hello["instance"] / "crash").read_bytes())
+        assert note is not None
+        assert (note.signal, note.fault_addr, note.thread) == (signal.SIGSEGV, 16, "main")
+        start, size = peer.hello["region"]["addr"], peer.hello["region"]["size"]
+        assert [start <= frame.addr < start + size for frame in note.frames[:2]] == [True, False]

@@ -1,0 +1,1 @@
+"""Random programs, random edits of them, and a model of what must follow."""

@@ -1,0 +1,89 @@
+"""Random programs that are edited at random do what the model says."""
+
+from pathlib import Path
+from random import Random, SystemRandom
+
+import pytest
+
+from tests.generator.drive import Mismatch, Run
+from tests.generator.edits import edited, is_valid
+from tests.generator.interpret import Machine
+from tests.generator.language import Body, Const, ConstRef, Expr, Hook, Lit, Now, Program, Static, Use, Var
+from tests.generator.make import Maker, make_program
+from tests.generator.render import sources
+
+STEPS = 10
+
+
+@pytest.mark.parametrize("seed", [6, 4])
+def test_known_seed(seed: int, tmp_path: Path) -> None:
+    """A program of this seed, optimised or not, follows its edits as the model does."""
+    Run(seed, tmp_path / "run").run(STEPS)
+
+
+def test_fresh_seed(tmp_path: Path) -> None:
+    """So does a program that nobody has seen yet; when it does not, its seed is printed, for `--unoptimised --seed`."""
+    Run(SystemRandom().randrange(10**9), tmp_path / "run", profiles=("",)).run(STEPS)
+
+
+def test_mismatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that does something else than the model fails, with its seed, the step, and the sources."""
+    monkeypatch.setattr(Machine, "tick", lambda *_: "e0=nothing")
+    with pytest.raises(Mismatch, match=r"seed 3, step \d+"):
+        Run(3, tmp_path / "run").run(STEPS)
+    assert (tmp_path / "run" / "before" / "src" / "main.rs").exists()
+    assert (tmp_path / "run" / "after" / "src" / "main.rs").exists()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_edits_keep_programs_whole(seed: int) -> None:
+    """After many edits, code uses only what is there, and the same seed gives the same sources."""
+    results = []
+    for _ in range(2):
+        random = Random(seed)
+        program = make_program(random, "")
+        for _ in range(30):
+            _, program = edited(Maker(random, program))
+        results.append(sources(program))
+        assert is_valid(program)
+    assert results[0] == results[1]
+
+
+def test_statics_outlive_edits() -> None:
+    """The model keeps what a static holds, whatever its initialiser says now; a changed constant is the new one."""
+    machine = Machine(_counting(step=5, initial=10))
+    assert [machine.tick(1), machine.tick(2)] == ["e0=10", "e0=15"]
+    machine.switch(_counting(step=7, initial=100))
+    assert [machine.tick(3), machine.tick(4)] == ["e0=20", "e0=27"]
+
+
+def _counting(*, step: int, initial: int) -> Program:
+    """A program that adds a constant to an atomic."""
+    return Program(
+        crates=("app",),
+        items=(
+            Const(name="K0", home="app::m0", rank=0, value=step),
+            Static(name="X0", home="app::m0", rank=0, kind="atomic", initial=initial),
+        ),
+        tick=Body((("e0", Use("X0", ConstRef("K0"))),), Lit(0)),
+        profile="",
+    )
+
+
+def test_kept_closures_are_edited_or_left() -> None:
+    """A kept closure runs the new text of its owner's closure, but not that of one with another count above it."""
+    machine = Machine(_keeping(Lit(1)))
+    assert machine.tick(1) == "e0=1"
+    machine.switch(_keeping(Lit(2)))
+    assert machine.tick(2) == "e0=8"
+    machine.switch(_keeping(Lit(5), Now("x0", Var("x0"), Lit(0))))
+    assert machine.tick(3) == "e1=0 e0=29"
+    machine.switch(_keeping(Lit(7)))
+    assert machine.tick(4) == "e0=40"
+
+
+def _keeping(body: Expr, *above: Expr) -> Program:
+    """A program that keeps one more closure each time; others may be made above it."""
+    lets = [*((f"e{number}", value) for number, value in enumerate(above, 1)), ("e0", Hook("X0", "y", body, Lit(0)))]
+    static = Static(name="X0", home="app::m0", rank=0, kind="hooks", initial=0)
+    return Program(crates=("app",), items=(static,), tick=Body(tuple(lets), Lit(0)), profile="")
