@@ -4,12 +4,12 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hotpatchd.core.client import Anchor, Detour, DylibPatch
-from hotpatchd.core.compare import find_differences
+from hotpatchd.core.compare import find_differences, find_retyped
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.dylibplan import LinkerChoice, choose_dylib_linker, library_file_name, library_os, plan_dylib_link
 from hotpatchd.core.errors import BuildError, HotpatchdError
@@ -36,19 +36,9 @@ from hotpatchd.core.session import PatchContent, Session
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.layout_judge import FilesByName, LayoutJudge
 from hotpatchd.daemon.linking import LinkCache, identify
-from hotpatchd.daemon.patcher import (
-    Ready,
-    absence_notes,
-    defined_functions,
-    display,
-    edit_notes,
-    hot_call_notes,
-    is_own,
-    named,
-    refuse_retyped,
-    with_leading,
-)
+from hotpatchd.daemon.patcher import Ready, defined_functions, with_leading
 from hotpatchd.daemon.processes import run_process
+from hotpatchd.daemon.telling import absence_notes, display, edit_notes, hot_call_notes, is_own, named
 from hotpatchd.objfile.atoms import AtomUnit
 from hotpatchd.objfile.dylib_stub import StubSymbol, write_dylib_stub
 from hotpatchd.objfile.library_object import PROGRAM_FORMATS, prepare_object
@@ -255,7 +245,7 @@ class LibraryPatcher:
             refusals=(
                 *judgement.refusals,
                 *selection.refusals,
-                *refuse_retyped(session, selection, objects, self.baseline, self.crate_names),
+                *_refuse_retyped(session, selection, objects, self.baseline, self.crate_names),
                 *refuse_thread_locals(selection, host, can_share=can_share),
                 *refuse_grown(self._extents(selection, objects), self.program),
             ),
@@ -365,3 +355,38 @@ async def choose_linker(line: LinkLine, target: str, rustc: str) -> LinkerChoice
     bundled = next(iter(tools.glob("*/bin/gcc-ld/ld.lld")), None)
     installed = {name: path for name in ("ld.lld", "mold") if (path := shutil.which(name))}
     return choose_dylib_linker(identified, rust_lld=str(bundled.parent) if bundled else None, found=installed)
+
+
+def _refuse_retyped(
+    session: Session,
+    selection: Selection,
+    objects: BuildObjects,
+    baseline: BuildObjects,
+    crate_names: Container[str],
+) -> Iterator[Refusal]:
+    """State whose value would be lost: it has another symbol now, since its type changed.
+
+    Args:
+        session: the client.
+        selection: what its patch is to bring.
+        objects: the newest objects.
+        baseline: those of the source that the program was built from.
+        crate_names: names of the developer's crates.
+    """
+    new = [thread_local.name for thread_local in selection.thread_locals]
+    for kept in selection.units:
+        for section in kept.sections:
+            if kept.unit.kind(section) == "data":
+                new += [found.name for found in kept.unit.definitions_in(section) if is_own(found.name, crate_names)]
+    if not new:
+        return
+    edited = {unit.name for unit in objects.changed_since(baseline)} | baseline.files.keys() - objects.files
+    earlier = [baseline.unit(name) for name in sorted(edited & baseline.files.keys())]
+    state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
+    state |= {name for name, found in session.symbols.items() if found.kind != "function"}
+    for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
+        yield Refusal(
+            symbol=name,
+            reason="static_changed",
+            detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
+        )

@@ -8,32 +8,29 @@ are shared.
 import asyncio
 import hashlib
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from graphlib import CycleError
 from pathlib import Path
 
-from hotpatchd.core.callers import find_leading, is_hot_call
+from hotpatchd.core.callers import find_leading
 from hotpatchd.core.client import Detour, DylibPatch, Idle, Patch, ThreadLocalImage
 from hotpatchd.core.compare import (
     find_changed_constants,
     find_differences,
-    find_kept_initialisers,
-    find_new_collected,
-    find_retyped,
 )
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.forks import Forks, OldValues, find_forks, is_new_again, note_old_code
-from hotpatchd.core.inlining import find_stale_callers
+from hotpatchd.core.inlining import find_merged, find_stale_callers, in_order_of_jumps
 from hotpatchd.core.layout import Judgement
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.linkplan import Linker, plan_image_link
 from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import LiveSymbols, PatchContent, Session, earlier_copies
-from hotpatchd.core.statics import item_name
 from hotpatchd.core.unit import Fingerprint, Host, HostSymbol, NewThreadLocal, Unit, is_rust_name
 from hotpatchd.daemon.carrier import Carrier, CarrierLinker, Entry
 from hotpatchd.daemon.layout_judge import (
@@ -47,6 +44,7 @@ from hotpatchd.daemon.layout_judge import (
 )
 from hotpatchd.daemon.linking import LinkCache
 from hotpatchd.daemon.statics import fresh_notes, match_statics, refuse_statics
+from hotpatchd.daemon.telling import absence_notes, display, edit_notes, hot_call_notes, is_own, named
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.codeunit import CodeUnit
 from hotpatchd.objfile.host_index import HostCode, HostIndex
@@ -79,6 +77,7 @@ class _Plan:
     """One patch between selecting and linking."""
 
     selection: Selection
+    jumps: tuple[str, ...]
     edited: tuple[str, ...]
     definers: Mapping[str, Unit]
     functions: Mapping[str, Fingerprint]
@@ -271,7 +270,8 @@ class Patcher:
         again = {name for name in session.gone - session.aliases.keys() if objects.get(name)}
         changed = {*differences.changed, *differences.absent, *constants, *again, *find_reached(old, objects)}
         forks = self._forks(session, changed, objects, old, types)
-        roots = edited = forks.replaced
+        merged = find_merged(forks.replaced, lambda name: self._led_to(session, name, objects, forks.forked))
+        roots = edited = tuple(merged)
         if session.redirect == "jump_table":
             roots = with_leading(roots, differences.absent, objects, live)
         selection = select(
@@ -298,6 +298,7 @@ class Patcher:
             *map(self._explained, selection.refusals),
             *(self._too_short(session, roots) if session.redirect == "detours" else ()),
             *self._folded(session, (name for name in differences.changed if name not in forks.forked), objects),
+            *_circular(merged),
             *_unreachable(selection, of_library),
             *_other_signatures(differences.changed, types),
             *static_refusals,
@@ -337,6 +338,7 @@ class Patcher:
             idle=judgement.idle,
             judge_ms=judge_ms,
             selection=replace(selection, refusals=tuple(refusals)),
+            jumps=() if refusals else in_order_of_jumps(merged),
             edited=tuple(sorted({*edited, *(forked & functions.keys() & set(differences.changed))})),
             definers={name: definer for name in roots if (definer := objects.get(name))},
             functions={
@@ -408,14 +410,34 @@ class Patcher:
         def is_replaced(caller: str) -> bool:
             return session.aliases.get(caller, caller) in session.running and demangle(caller) not in session.lingering
 
+        def may_be_copied(caller: str) -> bool:
+            known = session.aliases.get(caller, caller)
+            return not self.host.functions(known) and self.baseline.get(known) is not None
+
         def callers(callee: str) -> Iterator[tuple[str, int]]:
             direct = dict(objects.callers(callee))
             yield from direct.items()
             # The optimiser may have put what a constant, virtual table or static leads to in the place of a use of it.
             yield from ((name, 1) for name in {*objects.users(callee), *objects.holders(callee)} - direct.keys())
 
-        stale = find_stale_callers(changed, callers=callers, references_in_program=references, is_replaced=is_replaced)
+        stale = find_stale_callers(
+            changed,
+            callers=callers,
+            references_in_program=references,
+            is_replaced=is_replaced,
+            may_be_copied=may_be_copied,
+        )
         return tuple(name for name in stale if objects.kind(name) == "function")
+
+    def _led_to(self, session: Session, name: str, objects: BuildObjects, forked: frozenset[str]) -> Iterator[str]:
+        """Other functions that the program has in the same place as one, and that its new code refers to."""
+        unit = objects.get(name)
+        if unit is None or self.host_code is None or session.redirect != "detours":
+            return
+        own = {addr for addr, _ in self._places(session, name)}
+        for other in {reference.name for reference in unit.references(unit.exports[name].section)} - forked - {name}:
+            if objects.kind(other) == "function" and any(addr in own for addr, _ in self._places(session, other)):
+                yield other
 
     def _gone(self, session: Session, files: FilesByName, objects: BuildObjects) -> frozenset[str]:
         """Functions that the program has and the newest source does not define."""
@@ -464,12 +486,23 @@ class Patcher:
                 for other in (*self.host.function_names_at(addr), *added.get(addr, ())):
                     is_gone = objects.get(other) is None and (self.baseline.get(other) or other in session.symbols)
                     is_label = other.partition(".llvm.")[0] == name
-                    if not is_label and not is_gone and objects.fingerprint(other) != objects.fingerprint(name):
+                    codes = {objects.fingerprint(self._with_code(one, objects)) for one in (name, other)}
+                    if not is_label and not is_gone and len(codes) > 1:
                         yield Refusal(
                             symbol=name,
                             reason="folded",
                             detail=f"the running program has one copy of it and of {demangle(other)}, which now differ",
                         )
+
+    def _with_code(self, name: str, objects: BuildObjects) -> str:
+        """The function that has the code of one, which may be nothing but a jump there."""
+        unit = objects.get(name)
+        if unit is None or unit.exports[name].size != self.machine.detour_size:
+            return name
+        section = unit.exports[name].section
+        targets = {reference.name for reference in unit.references(section)}
+        is_jump = len(targets) == len(unit.definitions_in(section)) == 1 and objects.kind(min(targets)) == "function"
+        return min(targets) if is_jump else name
 
     def _of_library(self, session: Session, selection: Selection) -> ModuleThreadLocals | None:
         """Those of the program's thread-locals that are reached through the dynamic loader."""
@@ -555,7 +588,7 @@ class Patcher:
 
     def _detours(self, session: Session, plan: _Plan, image: Image) -> Iterator[tuple[str, Detour]]:
         seen = set()
-        for name in plan.selection.replaced:
+        for name in plan.jumps:
             new_code = _new_code(image, name)
             for addr, size in self._places(session, name):
                 # Folded functions that still agree (`_folded`) share their one detour.
@@ -647,6 +680,19 @@ def _other_signatures(changed: Iterable[str], types: FunctionsOf) -> Iterator[Re
             yield Refusal(symbol=name, reason="signature", detail=f"{detail}; restart")
 
 
+def _circular(merged: Mapping[str, frozenset[str]]) -> Iterator[Refusal]:
+    """Functions of one place in the program whose new code calls each other."""
+    try:
+        in_order_of_jumps(merged)
+    except CycleError as error:
+        name, other = error.args[1][:2]
+        yield Refusal(
+            symbol=name,
+            reason="folded",
+            detail=f"the running program has one copy of it and of {demangle(other)}, which call each other now",
+        )
+
+
 def _unreachable(selection: Selection, of_library: ModuleThreadLocals | None) -> Iterator[Refusal]:
     if of_library is None:
         return
@@ -707,57 +753,6 @@ def defined_constants(selection: Selection) -> dict[str, Fingerprint]:
     }
 
 
-def named(refusal: Refusal) -> Refusal:
-    """A refusal with its symbol as the source spells it."""
-    return replace(refusal, symbol=item_name(refusal.symbol)) if refusal.symbol else refusal
-
-
-def refuse_retyped(
-    session: Session,
-    selection: Selection,
-    objects: BuildObjects,
-    baseline: BuildObjects,
-    crate_names: Container[str],
-) -> Iterator[Refusal]:
-    """State whose value would be lost: it has another symbol now, since its type changed.
-
-    Args:
-        session: the client.
-        selection: what its patch is to bring.
-        objects: the newest objects.
-        baseline: those of the source that the program was built from.
-        crate_names: names of the developer's crates.
-    """
-    new = [thread_local.name for thread_local in selection.thread_locals]
-    for kept in selection.units:
-        for section in kept.sections:
-            if kept.unit.kind(section) == "data":
-                new += [found.name for found in kept.unit.definitions_in(section) if is_own(found.name, crate_names)]
-    if not new:
-        return
-    edited = {unit.name for unit in objects.changed_since(baseline)} | baseline.files.keys() - objects.files
-    earlier = [baseline.unit(name) for name in sorted(edited & baseline.files.keys())]
-    state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
-    state |= {name for name, found in session.symbols.items() if found.kind != "function"}
-    for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
-        yield Refusal(
-            symbol=name,
-            reason="static_changed",
-            detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
-        )
-
-
-def is_own(symbol: str, crate_names: Container[str]) -> bool:
-    """Whether a function belongs to one of the developer's crates, rather than being an instance of a library's."""
-    return demangle(symbol).lstrip("<&").partition("::")[0] in crate_names
-
-
-def display(symbols: Iterable[str], crate_names: Container[str]) -> tuple[str, ...]:
-    """Demangled names, those of the developer's crates first."""
-    names = {demangle(symbol): not is_own(symbol, crate_names) for symbol in symbols}
-    return tuple(sorted(names, key=lambda name: (names[name], name)))
-
-
 def with_leading(roots: Iterable[str], absent: Iterable[str], objects: BuildObjects, host: Host) -> tuple[str, ...]:
     """What is to be replaced in a program that looks up what it calls: the roots, and what leads to them.
 
@@ -773,64 +768,3 @@ def with_leading(roots: Iterable[str], absent: Iterable[str], objects: BuildObje
         is_replaceable=lambda name: is_rust_name(name) and host.find(name) is not None,
     )
     return tuple(sorted({*roots, *leading}))
-
-
-def hot_call_notes(edited: Sequence[str], roots: Iterable[str]) -> list[Note]:
-    """The note for edited functions that no hot call among the roots leads to."""
-    if not edited or any(map(is_hot_call, roots)):
-        return []
-    detail = "no hot call was found that leads to it: direct calls go to its old code as before"
-    return [Note(symbol=demangle(edited[0]), note="not_hot", detail=detail)]
-
-
-def absence_notes(absent: Iterable[str], objects: BuildObjects, before: BuildObjects) -> list[Note]:
-    """Notes for functions that an edit changed and that the program does not have.
-
-    Args:
-        absent: functions that the program does not have, and that differ from its source, by whichever edit.
-        objects: the newest objects.
-        before: those of the build before.
-    """
-    detail = "the running program has no such function: nothing calls it"
-    return [
-        Note(symbol=demangle(name), note="not_in_host", detail=detail)
-        for name in absent
-        if objects.fingerprint(name) != before.fingerprint(name)
-    ]
-
-
-def edit_notes(
-    objects: BuildObjects,
-    before: BuildObjects,
-    host: Host,
-    renamed: Mapping[str, str] | None = None,
-    replaced: Container[str] = (),
-) -> list[Note]:
-    """Notes for what an edit changed besides functions, and what a running program does not take in.
-
-    Args:
-        objects: the newest objects.
-        before: those of the build before.
-        host: the program's symbols.
-        renamed: statics whose symbol changed with the definition of their type → the earlier symbol.
-        replaced: statics that nobody can write to and that a patch brings anew.
-    """
-    earlier, edited = tuple(before.changed_since(objects)), tuple(objects.changed_since(before))
-    return [
-        *(
-            Note(
-                symbol=name,
-                note="collected",
-                detail="what it adds to this section takes part only from the next start of the program on",
-            )
-            for name in find_new_collected(earlier, edited)
-        ),
-        *(
-            Note(
-                symbol=item_name(name),
-                note="initialiser_kept",
-                detail="its initialiser changed; the running program keeps the value that it has",
-            )
-            for name in find_kept_initialisers(earlier, edited, host, renamed, replaced)
-        ),
-    ]

@@ -10,6 +10,7 @@ def stale(
     thin: Mapping[str, Mapping[str, int]],
     program: Mapping[str, Mapping[str, int]],
     replaced: frozenset[str] = frozenset(),
+    copied: frozenset[str] = frozenset(),
 ) -> tuple[str, ...]:
     """`thin` and `program`: function → how often it refers to which others."""
 
@@ -20,7 +21,11 @@ def stale(
         return program[caller].get(callee, 0) if caller in program else None
 
     return find_stale_callers(
-        changed, callers=callers, references_in_program=references, is_replaced=replaced.__contains__
+        changed,
+        callers=callers,
+        references_in_program=references,
+        is_replaced=replaced.__contains__,
+        may_be_copied=copied.__contains__,
     )
 
 
@@ -48,6 +53,12 @@ def test_a_caller_that_the_program_has_no_symbol_for_is_looked_through() -> None
 def test_a_function_that_a_patch_brought_calls_what_it_names() -> None:
     """Patches are compiled as the thin rebuild is: nothing else is inlined in them."""
     assert stale({"f"}, {"g": {"f": 1}}, {"g": {}}, frozenset({"g"})) == ()
+
+
+def test_a_function_that_a_patch_brought_for_others_is_looked_through() -> None:
+    """The program had no symbol for it, so those that the patch did not replace hold their old copies of it."""
+    thin = {"g": {"f": 1}, "h": {"g": 1}, "i": {"g": 1}}
+    assert stale({"f"}, thin, {"h": {}, "i": {}}, frozenset({"g", "i"}), frozenset({"g"})) == ("h",)
 
 
 def test_functions_that_call_each_other_end_the_search() -> None:

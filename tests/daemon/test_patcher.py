@@ -17,8 +17,10 @@ from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Patcher, Ready
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, read_host
+from hotpatchd.objfile.image import read_image
 from hotpatchd.objfile.machines import X86_64
 from hotpatchd.objfile.objects import BuildObjects, object_file
+from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
 from tests.core.fakes import session
 from tests.objfile.build import run
 
@@ -265,6 +267,36 @@ async def test_folded_functions_that_agree_share_one_jump(tmp_path: Path) -> Non
     ready = await world.prepare(F2 + returning("g", 2))
     assert [detour.from_addr for detour in detours(ready)] == [world.addr("f")]
     assert ready.prepared.functions.patched == ("app::f", "app::g")
+
+
+@pytest.mark.parametrize(("jumping", "having"), [("f", "g"), ("g", "f")])
+async def test_the_jump_of_folded_functions_leads_to_the_one_with_the_code(
+    tmp_path: Path, jumping: str, having: str
+) -> None:
+    """The other's new code jumps to the place itself: the program would never leave it."""
+    source = function(jumping, f"jmp {symbol(having)}") + returning(having, 1)
+    client = replace(session(1), gone=frozenset({symbol(jumping)}))
+    ready = await World(tmp_path, source, FOLDED, optimised=True).prepare(source, client)
+    (jump,) = detours(ready)
+    assert ready.linked is not None
+    new_code = read_image(ready.linked, page_size=client.hello.page_size).symbols
+    assert jump.to_addr == new_code[symbol(having) + NEW_CODE_SUFFIX].addr
+    assert ready.prepared.functions.patched == ("app::f", "app::g")
+
+
+async def test_a_function_that_became_a_jump_to_one_of_its_place_agrees_with_it(tmp_path: Path) -> None:
+    """They are one function as before."""
+    world = World(tmp_path, F1 + G1, FOLDED, optimised=True)
+    ready = await world.prepare(function("f", f"jmp {symbol('g')}") + G1)
+    assert [detour.from_addr for detour in detours(ready)] == [world.addr("f")]
+
+
+async def test_folded_functions_that_call_each_other_now_are_refused(tmp_path: Path) -> None:
+    """No order of jumps leads out of their one place."""
+    source = function("f", f"jmp {symbol('g')}", "nop") + function("g", f"jmp {symbol('f')}", "nop")
+    client = replace(session(1), gone=frozenset({symbol("f")}))
+    ready = await World(tmp_path, source, FOLDED, optimised=True).prepare(source, client)
+    assert [reason for _, reason in reasons(ready)] == ["folded"]
 
 
 async def test_a_patch_beyond_the_end_of_the_region_is_refused(tmp_path: Path) -> None:

@@ -79,6 +79,57 @@ def test_a_function_that_never_returns_is_noted_each_time(single: Project) -> No
             assert (verdict.verdict, verdict.noted("on_stack")) == ("applied", ["single::main"])
 
 
+def test_copies_of_a_function_that_a_patch_brought_for_others_are_right(tmp_path: Path) -> None:
+    """One caller got it as a function of its own; the other, unedited, goes on with what was inlined into it."""
+    project = Project("optimised", tmp_path / "optimised")
+    (project.root / "src/main.rs").write_text(
+        """
+        mod by_way;
+        mod far;
+        mod users;
+        fn main() {
+            for tick in 0_u64.. {
+                println!("tick={tick} one={} other={}", users::one(tick), users::other(tick));
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        }
+        """
+    )
+    (project.root / "src/users.rs").write_text(
+        """
+        #[inline(never)]
+        pub fn one(tick: u64) -> u64 {
+            crate::by_way::by_way(tick) + 1
+        }
+        #[inline(never)]
+        pub fn other(tick: u64) -> u64 {
+            std::hint::black_box(tick * 0)
+        }
+        """
+    )
+    # In the program nothing is left of the instance of this, nor of the call in it.
+    (project.root / "src/by_way.rs").write_text(
+        """
+        pub fn by_way<T: Into<u64>>(value: T) -> u64 {
+            crate::far::far(value.into()) + 1
+        }
+        """
+    )
+    (project.root / "src/far.rs").write_text(
+        """
+        pub fn far(value: u64) -> u64 {
+            (value ^ std::hint::black_box(value)) + 10
+        }
+        """
+    )
+    with Session(project, selection=("--release",)).wait_started() as session:
+        assert session.daemon.wait_value("other", "0")["one"] == "12"
+        session.apply("src/users.rs", "std::hint::black_box(tick * 0)", "crate::by_way::by_way(tick)")
+        assert session.daemon.wait_value("other", "11")["one"] == "12"
+        session.apply("src/far.rs", "+ 10", "+ 20")
+        assert session.daemon.wait_value("other", "21")["one"] == "22"
+
+
 def test_link_time_optimisation_is_named(tmp_path: Path) -> None:
     """The whole program is one piece then, without the functions that new code would have to call."""
     project = Project("optimised", tmp_path / "optimised")
