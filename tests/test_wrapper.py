@@ -338,7 +338,7 @@ def given_to_rustc(bench: Bench, *args: str, **env: str) -> list[str]:
 
 def test_an_optimised_crate_keeps_names_and_signatures(bench: Bench) -> None:
     """The arguments that see to it reach rustc, and are the shim's own: the capture is without them."""
-    assert given_to_rustc(bench, "-C", "opt-level=3") == [
+    assert given_to_rustc(bench, "-C", "opt-level=3", "-C", "incremental=i") == [
         "-Clink-dead-code=yes",
         "-Clink-arg=-Wl,--gc-sections",
     ]
@@ -347,19 +347,23 @@ def test_an_optimised_crate_keeps_names_and_signatures(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("args", "env"),
     [
-        (("-C", "opt-level=0"), {}),
-        (("-C", "opt-level=3", "-C", "lto=fat"), {}),
-        (("-C", "opt-level=3", "-C", "link-dead-code=no"), {}),
-        (("-C", "opt-level=3", "--target", "aarch64-apple-darwin"), {}),
-        (("-C", "opt-level=3", "-C", "linker=rust-lld"), {}),
-        (("-C", "opt-level=3", "-C", "linker-flavor=ld.lld"), {}),
-        (("-C", "opt-level=3", "--crate-type=proc-macro"), {}),
-        (("-C", "opt-level=3"), {"CARGO_MANIFEST_DIR": "/home/dev/.cargo/registry/src/index/app-1.0.0"}),
+        (("-C", "opt-level=0", "-C", "codegen-units=1"), {}),
+        (("-C", "opt-level=3"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "lto=fat"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "link-dead-code=no"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "--target", "aarch64-apple-darwin"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "linker=rust-lld"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "linker-flavor=ld.lld"), {}),
+        (("-C", "opt-level=3", "-C", "codegen-units=1", "--crate-type=proc-macro"), {}),
+        (
+            ("-C", "opt-level=3", "-C", "codegen-units=1"),
+            {"CARGO_MANIFEST_DIR": "/home/dev/.cargo/registry/src/index/app-1.0.0"},
+        ),
     ],
     ids=str,
 )
 def test_other_crates_are_compiled_as_cargo_says(bench: Bench, args: tuple[str, ...], env: dict[str, str]) -> None:
-    """Not optimised, optimised with others, not ELF, not run in a program, or not edited: nothing is added."""
+    """Not optimised, with other symbols then, optimised with others, not ELF, or not edited: nothing is added."""
     assert given_to_rustc(bench, *args, **env) == []
 
 

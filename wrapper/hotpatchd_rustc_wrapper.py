@@ -223,12 +223,22 @@ class Compilation:
             (codegen_value(self.args, "opt-level") or ("3" if "-O" in self.args else "0")) != "0"
             and codegen_value(self.args, "lto") in NO_LTO
             and codegen_value(self.args, "link-dead-code") is None
+            and self.keeps_symbols()
             and "linux" in (last_value(self.args, "--target") or sys.platform)
             and not any(part in manifest for part in FETCHED)
             and "proc-macro" not in self.types
             and not (last_value(self.args, "--crate-name") or "").startswith("build_script_")
             and not (self.is_linked and self.runs_linker())
         )
+
+    def keeps_symbols(self) -> bool:
+        """Whether what is added keeps the symbols that the thin rebuild has.
+
+        Without incremental compilation it gives other hashes to small functions, which rustc takes as `#[inline]` then.
+        A program of one codegen unit is better off all the same: nothing else below `main` has a symbol of its own.
+        Source: rustc_mir_transform, `cross_crate_inlinable`; rustc_symbol_mangling, `compute_symbol_name`.
+        """
+        return codegen_value(self.args, "incremental") is not None or codegen_value(self.args, "codegen-units") == "1"
 
     @property
     def is_linked(self) -> bool:
