@@ -1,7 +1,7 @@
 """Random programs that are edited at random do what the model says."""
 
 from pathlib import Path
-from random import Random, SystemRandom
+from random import Random
 
 import pytest
 
@@ -19,11 +19,6 @@ STEPS = 10
 def test_known_seed(seed: int, tmp_path: Path) -> None:
     """A program of this seed, optimised or not, follows its edits as the model does."""
     Run(seed, tmp_path / "run").run(STEPS)
-
-
-def test_fresh_seed(tmp_path: Path) -> None:
-    """So does a program that nobody has seen yet; when it does not, its seed is printed, for `--unoptimised --seed`."""
-    Run(SystemRandom().randrange(10**9), tmp_path / "run", profiles=("",)).run(STEPS)
 
 
 def test_mismatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
