@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import Note, Refusal
 
+TYPE_REDEFINED = "the definition of its type changed, and so its symbol: its value would be lost; restart"
+"""Why state is lost where no more is known of its type."""
+
 _LEGACY = re.compile(r"_ZN.*17h[0-9a-f]{16}E")
 
 _OF_MACRO = re.compile(r"(?:::\{[^}]*\}(?:\})?)*::__RUST_STD_INTERNAL_VAL$")
@@ -101,7 +104,7 @@ def refuse_other_types(
 
 def _other_type(before: str | None, now: str | None) -> str:
     if before is None or now is None or before == now:
-        return "the definition of its type changed, and so its symbol: its value would be lost; restart"
+        return TYPE_REDEFINED
     return f"its type was {before} and is {now} now: its value would be lost; restart"
 
 

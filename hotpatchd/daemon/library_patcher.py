@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import shutil
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
+from hotpatchd.core.statics import TYPE_REDEFINED
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.layout_judge import FilesByName, LayoutJudge
 from hotpatchd.daemon.linking import LinkCache, identify
@@ -245,11 +246,27 @@ class LibraryPatcher:
             refusals=(
                 *judgement.refusals,
                 *selection.refusals,
-                *_refuse_retyped(session, selection, objects, self.baseline, self.crate_names),
+                *self._retyped(session, selection, objects),
                 *refuse_thread_locals(selection, host, can_share=can_share),
                 *refuse_grown(self._extents(selection, objects), self.program),
             ),
         )
+
+    def _retyped(self, session: Session, selection: Selection, objects: BuildObjects) -> Iterator[Refusal]:
+        """State whose value would be lost: it has another symbol now, since its type changed."""
+        new = [thread_local.name for thread_local in selection.thread_locals]
+        for kept in selection.units:
+            for section in kept.sections:
+                if kept.unit.kind(section) == "data":
+                    new += [found.name for found in kept.unit.definitions_in(section) if self._is_own(found.name)]
+        if not new:
+            return
+        # A unit that is there no more differs, too: how rustc cuts a crate depends on all that is in it.
+        earlier = self.baseline.changed_since(objects)
+        state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
+        state |= {name for name, found in session.symbols.items() if found.kind != "function"}
+        for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
+            yield Refusal(symbol=name, reason="static_changed", detail=TYPE_REDEFINED)
 
     def _extents(self, selection: Selection, objects: BuildObjects) -> dict[str, tuple[int, int]]:
         """Statics of the program that the newest objects define, too, with how far they reach there and before."""
@@ -355,38 +372,3 @@ async def choose_linker(line: LinkLine, target: str, rustc: str) -> LinkerChoice
     bundled = next(iter(tools.glob("*/bin/gcc-ld/ld.lld")), None)
     installed = {name: path for name in ("ld.lld", "mold") if (path := shutil.which(name))}
     return choose_dylib_linker(identified, rust_lld=str(bundled.parent) if bundled else None, found=installed)
-
-
-def _refuse_retyped(
-    session: Session,
-    selection: Selection,
-    objects: BuildObjects,
-    baseline: BuildObjects,
-    crate_names: Container[str],
-) -> Iterator[Refusal]:
-    """State whose value would be lost: it has another symbol now, since its type changed.
-
-    Args:
-        session: the client.
-        selection: what its patch is to bring.
-        objects: the newest objects.
-        baseline: those of the source that the program was built from.
-        crate_names: names of the developer's crates.
-    """
-    new = [thread_local.name for thread_local in selection.thread_locals]
-    for kept in selection.units:
-        for section in kept.sections:
-            if kept.unit.kind(section) == "data":
-                new += [found.name for found in kept.unit.definitions_in(section) if is_own(found.name, crate_names)]
-    if not new:
-        return
-    edited = {unit.name for unit in objects.changed_since(baseline)} | baseline.files.keys() - objects.files
-    earlier = [baseline.unit(name) for name in sorted(edited & baseline.files.keys())]
-    state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
-    state |= {name for name, found in session.symbols.items() if found.kind != "function"}
-    for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
-        yield Refusal(
-            symbol=name,
-            reason="static_changed",
-            detail="the definition of its type changed, and so its symbol: its value would be lost; restart",
-        )

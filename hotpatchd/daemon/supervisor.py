@@ -584,7 +584,7 @@ class Daemon:
             programs = {
                 host.build_id: host.program.executable.name
                 for host in generation.hosts
-                if any(result.objects[host.name].changed_since(before[host.name]))
+                if result.objects[host.name].changed_files(before[host.name])
             }
         self._dispatch(
             core.Rebuilt(
