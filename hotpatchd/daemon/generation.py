@@ -30,6 +30,7 @@ from hotpatchd.daemon.linking import LinkCache, linker_version
 from hotpatchd.daemon.native_libraries import shared_libraries, static_libraries
 from hotpatchd.daemon.object_cache import ObjectCache, digest_of_file
 from hotpatchd.daemon.patcher import Patcher
+from hotpatchd.daemon.replacing import Origin
 from hotpatchd.daemon.thin import ThinBuilder
 from hotpatchd.daemon.tracing import Tracer
 from hotpatchd.objfile.archive import ArchiveSet
@@ -144,17 +145,20 @@ class Host:
         links = LinkCache(cache, host=self.build_id, linker=version)
         if images is not None:
             optimised = any(opt_level_of(capture.argv) != "0" for capture in self.program.captures)
-            self._patcher = await asyncio.to_thread(
-                Patcher,
-                host=images.host,
+            origin = await asyncio.to_thread(
+                Origin.of,
+                images.host,
                 archives=archive_set,
-                libraries=() if links_client else await shared_libraries(link_line),
-                link_line=link_line,
-                linker=images.linker,
                 crate_names=crate_names,
                 baseline=baseline,
                 host_code=HostCode(self.kept_executable, images.host.header) if optimised else None,
                 lto=lto_of(tip.argv),
+            )
+            self._patcher = Patcher(
+                origin=origin,
+                libraries=() if links_client else await shared_libraries(link_line),
+                link_line=link_line,
+                linker=images.linker,
                 carriers=images.carriers,
                 links=links,
                 state_dir=self._state_dir,

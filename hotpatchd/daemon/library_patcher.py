@@ -37,7 +37,8 @@ from hotpatchd.core.statics import TYPE_REDEFINED
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.layout_judge import FilesByName, LayoutJudge
 from hotpatchd.daemon.linking import LinkCache, identify
-from hotpatchd.daemon.patcher import Ready, defined_functions, with_leading
+from hotpatchd.daemon.patcher import Ready
+from hotpatchd.daemon.planner import defined_functions, with_leading
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.daemon.telling import absence_notes, display, edit_notes, hot_call_notes, is_own, named
 from hotpatchd.objfile.atoms import AtomUnit

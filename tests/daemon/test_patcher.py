@@ -15,6 +15,7 @@ from hotpatchd.daemon.carrier import Carrier, CarrierLinker
 from hotpatchd.daemon.linking import LinkCache
 from hotpatchd.daemon.object_cache import ObjectCache
 from hotpatchd.daemon.patcher import Patcher, Ready
+from hotpatchd.daemon.replacing import Origin
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, read_host
 from hotpatchd.objfile.image import read_image
@@ -74,14 +75,16 @@ class World:
         index = read_host(root / "host")
         link_line = LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nodefaultlibs", "-o", "host"))
         self.patcher = Patcher(
-            host=index,
-            archives=ArchiveSet(()),
+            origin=Origin.of(
+                index,
+                archives=ArchiveSet(()),
+                crate_names=frozenset({"app"}),
+                baseline=self.baseline,
+                host_code=HostCode(root / "host", index.header) if optimised else None,
+            ),
             libraries=(),
             link_line=link_line,
             linker="bfd",
-            crate_names=frozenset({"app"}),
-            baseline=self.baseline,
-            host_code=HostCode(root / "host", index.header) if optimised else None,
             carriers=CarrierLinker(link_line, "x86_64-unknown-linux-gnu", ["rustc"], X86_64, root),
             links=LinkCache(ObjectCache(self.state_dir / "cache"), host="host", linker="linker"),
             state_dir=self.state_dir,
@@ -100,7 +103,7 @@ class World:
 
     def addr(self, name: str) -> int:
         """Where the program has a symbol."""
-        found = self.patcher.host.find(symbol(name))
+        found = self.patcher.origin.host.find(symbol(name))
         assert found is not None
         return found.addr
 
