@@ -467,7 +467,7 @@ async def test_foreign_file_system_is_named_and_polled(
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(f"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n71 1 0:50 / {root} rw shared:33 - nfs4 server:/x rw\n")
     monkeypatch.setattr(watcher_module, "_MOUNTINFO", mountinfo)
-    monkeypatch.setattr(watcher_module, "_InotifySource", None)
+    monkeypatch.setattr(watcher_module, "InotifySource", None)
     async with watching() as observed:
         (root / "src/main.rs").write_text("fn main() { edit() }")
         assert await observed.files() == {"src/main.rs"}
