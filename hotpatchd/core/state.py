@@ -6,7 +6,7 @@ from typing import Literal
 
 from hotpatchd.core.events import Functions, Note, Refusal
 from hotpatchd.core.inputs import BuildInputs
-from hotpatchd.core.messages import Command, Prepared, Settled
+from hotpatchd.core.messages import Command, Prepared, Settled, UndoAsked
 from hotpatchd.core.session import Session
 from hotpatchd.core.unit import Fingerprint
 
@@ -108,6 +108,7 @@ class State:
         inputs: what the program is made from.
         sessions: clients, by number.
         late: clients to be looked at once the phase is idle.
+        undos: those asked for while the daemon was busy, oldest first.
         pending: batches that settled while the daemon was busy.
         due: what a restart is needed for: files whose edit needs a full build, and what they are.
         dirty: crates whose source is newer than their objects (they did not compile).
@@ -140,6 +141,7 @@ class State:
     inputs: BuildInputs = BuildInputs(crates_of={}, full_build={})
     sessions: Mapping[int, Session] = field(default_factory=dict)
     late: frozenset[int] = frozenset()
+    undos: tuple[UndoAsked, ...] = ()
     pending: tuple[Settled, ...] = ()
     due: Mapping[str, str] = field(default_factory=dict)
     dirty: frozenset[str] = frozenset()

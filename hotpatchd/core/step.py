@@ -12,7 +12,8 @@ Sources that change while a build runs may or may not have been read by it. So i
 carried into the next one, and shares its patch and its verdict; the build is cancelled, if what it compiles changed.
 That ends after `PATIENCE_S`, or somebody who never stops saving would never see anything applied.
 
-One thing happens at a time. Files that settle meanwhile are kept and become the next edit, also when the build that
+One thing happens at a time. An undo that is asked for meanwhile takes back what is newest then, and comes before newer
+files. Files that settle meanwhile are kept and become the next edit, also when the build that
 runs fails. A client counts in an edit if it is there when the objects are; whoever comes later gets its own patch
 afterwards.
 Every edit ends in exactly one verdict.
@@ -147,6 +148,8 @@ def _next(state: State) -> Result | None:
         return None
     if state.wish:
         return lifecycle.start_restart(state)
+    if state.undos:
+        return _start_undo(state)
     if state.pending:
         return _start_edit(state)
     if state.late:
@@ -420,9 +423,11 @@ def _left(state: State, event: Left) -> Result:
 
 
 def _undo_asked(state: State, event: UndoAsked) -> Result:
-    if state.phase != "idle":
-        busy = Reply(request=event.request, result={}, error="an edit is being applied; try again when it is done")
-        return state, (busy,)
+    return replace(state, undos=(*state.undos, event)), ()
+
+
+def _start_undo(state: State) -> Result:
+    event, state = state.undos[0], replace(state, undos=state.undos[1:])
     if not state.in_force:
         nothing = Reply(request=event.request, result={}, error="no patch is in force, so there is nothing to undo")
         return state, (nothing,)

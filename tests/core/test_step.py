@@ -536,11 +536,29 @@ def test_a_client_lost_during_an_undo_does_not_hold_it_up() -> None:
     )
 
 
-@pytest.mark.parametrize("busy", [BUILDING, PREPARING, SENT], ids=lambda state: state.phase)
-def test_undo_is_refused_while_an_edit_is_in_hand(busy: State) -> None:
-    """It says so, and the edit goes on."""
-    state = play((undo(), "reply 1 an edit is being applied; try again when it is done"), start=busy)
-    assert state == busy
+def test_an_undo_waits_for_the_edit_in_hand_and_takes_it_back() -> None:
+    """It is the newest then; files that settled meanwhile come after it."""
+    play(
+        (settled("lib.rs"), "edit 2: lib.rs; rebuild lib"),
+        (undo(), ""),
+        (settled("main.rs"), ""),
+        (rebuilt("lib"), "compiled lib; prepare 1 edit 2"),
+        (patch(1, "p2", edit=2), "send p2 to 1; sent edit 2 to 1"),
+        (applied(1), "applied 2; take 1 back to p1"),
+        (applied(1), "undone 2, back to 1; reply 1; edit 3: main.rs; rebuild app"),
+        start=APPLIED,
+    )
+
+
+def test_undos_come_one_after_the_other() -> None:
+    """One that is asked for while another is in hand takes back what is left then."""
+    play(
+        (undo(request=1), "take 1 back to p1"),
+        (undo(request=2), ""),
+        (applied(1), "undone 2, back to 1; reply 1; take 1 back to None"),
+        (applied(1), "undone 1, back to 0; reply 2"),
+        start=TWO_EDITS,
+    )
 
 
 def test_undo_without_patches_is_an_error() -> None:

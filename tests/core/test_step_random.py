@@ -490,6 +490,7 @@ class World(RuleBasedStateMachine):
             assert self.open_edits == []
         if state.phase == "idle":
             assert state.pending == ()
+            assert state.undos == ()
             assert state.late == frozenset()
             assert state.wish is None
             wanted = self.objects[state.target]
