@@ -24,7 +24,7 @@ from hotpatchd.core.messages import (
     Reply,
     Settled,
 )
-from hotpatchd.core.state import Restart, SentEdit, State
+from hotpatchd.core.state import Restart, SentEdit
 from hotpatchd.core.step import PATIENCE_S, step
 from tests.core.fakes import content, fingerprint
 from tests.core.transcripts import (
