@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,24 +38,29 @@ def main() -> int:
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     arguments = parser.parse_args()
     seed = SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    # A program that is ended is not to leave what it built, and a developer's Ctrl-C is to mean what it says.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(tempfile.mkdtemp(prefix="hotpatchd-generator-"))
     counts: Counter[tuple[str, str]] = Counter()
     began, programs, failed = time.monotonic(), 0, 0
-    while programs == 0 or time.monotonic() < began + arguments.minutes * 60:
-        directory = root / str(seed)
-        try:
-            Run(seed, directory, profiles=("",) if arguments.unoptimised else PROFILES, counts=counts).run(
-                arguments.steps
-            )
-            shutil.rmtree(directory)
-        except Mismatch as error:
-            again = f"--seed {seed} --steps {arguments.steps}{' --unoptimised' * arguments.unoptimised}"
-            print(f"{error}\nagain: python -m tests.generator {again}", file=sys.stderr)
-            failed += 1
-            if not arguments.keep_going:
-                break
-        programs += 1
-        seed += 1
+    try:
+        while programs == 0 or time.monotonic() < began + arguments.minutes * 60:
+            run = Run(seed, root / str(seed), profiles=("",) if arguments.unoptimised else PROFILES, counts=counts)
+            try:
+                run.run(arguments.steps)
+                shutil.rmtree(run.directory)
+            except Mismatch as error:
+                again = f"--seed {seed} --steps {arguments.steps}{' --unoptimised' * arguments.unoptimised}"
+                print(f"{error}\nagain: python -m tests.generator {again}", file=sys.stderr)
+                failed += 1
+                if not arguments.keep_going:
+                    break
+            programs += 1
+            seed += 1
+    finally:
+        if not failed:
+            shutil.rmtree(root)
     minutes = (time.monotonic() - began) / 60
     edits = sum(counts.values())
     print(f"{table(counts)}\n\n{programs} programs, {edits} edits in {minutes:.1f} minutes; {failed} failed")

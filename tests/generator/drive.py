@@ -104,7 +104,7 @@ class Run:
 
     Args:
         seed: what chance begins with.
-        directory: where sources and logs go; must not exist.
+        directory: where sources and logs go, and stay; must not exist. What is built there is removed.
         profiles: the program has one of these.
         counts: how often each edit had each verdict; it is added to.
     """
@@ -124,10 +124,18 @@ class Run:
         random = Random(f"generator {self.seed}")
         program = make_program(random, Random(f"profile {self.seed}").choice(self.profiles))
         _write(self.directory / "first", sources(program))
-        session = GeneratedSession(Project(self.directory / "first", self.directory / "program"))
-        driver = Driver(
-            random=random, session=session, machine=Machine(program), disk=program, before=program, run=self
-        )
+        try:
+            session = GeneratedSession(Project(self.directory / "first", self.directory / "program"))
+            driver = Driver(
+                random=random, session=session, machine=Machine(program), disk=program, before=program, run=self
+            )
+            self._drive(driver, steps)
+        finally:
+            # What was built takes a hundred times the room of all that tells a failure.
+            shutil.rmtree(self.directory / "program", ignore_errors=True)
+
+    def _drive(self, driver: Driver, steps: int) -> None:
+        session = driver.session
         try:
             with session:
                 session.wait_started()
@@ -140,7 +148,7 @@ class Run:
             told = "\n".join(["".join(self.story[-1:]), f"{type(error).__name__}: {error}"])
             story = "\n".join(self.story)
             (self.directory / "story.txt").write_text(f"{story}\n\n{told}\n\n{session.diagnosis()}")
-            where = f"seed {self.seed}, step {len(self.story)}, profile {program.profile!r}, see {self.directory}"
+            where = f"seed {self.seed}, step {len(self.story)}, profile {driver.disk.profile!r}, see {self.directory}"
             raise Mismatch(f"{where}\n{told[:2000]}") from error
 
 
@@ -164,8 +172,9 @@ class Driver:
     before: Program
     run: Run
     number: int = 0
-    in_force: list[tuple[int, Program]] = field(default_factory=list)
+    in_force: list[tuple[int, Program, tuple[str, ...]]] = field(default_factory=list)
     past: list[Program] = field(default_factory=list)
+    is_undone: bool = False
 
     def check(self) -> None:
         """Compares what the program prints from now on."""
@@ -219,16 +228,16 @@ class Driver:
         _hold(verdict, judged)
         if verdict.verdict != "refused":
             self.past.append(program)
+            self.is_undone = False
+            left = tuple(verdict.noted("old_code_kept"))
             if verdict.verdict == "applied":
-                self.in_force.append((verdict.edit, self.machine.program))
-            # What the optimiser made one function of cannot be told from sources: there, the notes are believed.
-            left = verdict.noted("old_code_kept") if program.is_optimised else ()
+                self.in_force.append((verdict.edit, self.machine.program, left))
             self.machine.switch(program, left)
         self.check()
 
     def _undo(self) -> None:
         """The last patch is taken back; the sources stay as they are."""
-        edit, before = self.in_force[-1]
+        edit, before, left = self.in_force[-1]
         if self.machine.is_doubtful(before):
             return
         self.in_force.pop()
@@ -237,7 +246,8 @@ class Driver:
         self.run.counts["undo", "undone"] += 1
         if undone["edits"] != [edit]:
             raise Mismatch(f"not edit {edit} was undone: {undone}")
-        self.machine.take_back(before)
+        self.machine.take_back(before, left)
+        self.is_undone = True
         self.check()
 
     def _fail(self) -> None:
@@ -245,11 +255,13 @@ class Driver:
         path = self.random.choice([path for path in sources(self.disk) if path.endswith(("m0.rs", "m1.rs"))])
         text = sources(self.disk)[path]
         self.run.story.append(f"{len(self.run.story)}: a typo in {path}")
-        for content, expected in ((text + "\nfn broken( {\n", "failed"), (text, "unchanged")):
+        # Until there is another edit, what was taken back is still in the sources.
+        repaired = {"unchanged", "applied"} if self.is_undone else {"unchanged"}
+        for content, expected in ((text + "\nfn broken( {\n", {"failed"}), (text, repaired)):
             verdict = self.session.make({path: content})
             self.run.story[-1] += f" → {verdict.verdict}"
             self.run.counts["typo", verdict.verdict] += 1
-            _hold(verdict, Allowed(verdicts=frozenset({expected})))
+            _hold(verdict, Allowed(verdicts=frozenset(expected)))
             self.check()
 
 

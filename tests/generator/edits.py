@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from tests.generator.language import (
-    Act,
     Bin,
     Body,
     Call,
@@ -39,6 +38,7 @@ from tests.generator.language import (
     children,
     expressions,
     mapped,
+    named,
     rewritten,
     types_in,
     with_body,
@@ -566,7 +566,7 @@ def is_valid(program: Program) -> bool:
 
     def fits(part: Body | Expr, scope: Scope) -> bool:
         if not isinstance(part, Body):
-            is_named = all(_is_usable(program, name, scope) for name in _names(part))
+            is_named = all(_is_usable(program, name, scope) for name in named(part))
             if not is_named or (scope.is_plain and not isinstance(part, Lit | Var | ConstRef | Bin)):
                 return False
             scopes = _inner(program, part, scope)
@@ -596,25 +596,3 @@ def _is_usable(program: Program, name: str, scope: Scope) -> bool:
     item = program.find(name)
     is_own = isinstance(item, Type) and item.rank == scope.rank and item.home == scope.home
     return item is not None and (is_own or program.is_below(item, scope.home, scope.rank))
-
-
-def _names(expr: Expr) -> tuple[str, ...]:
-    match expr:
-        case ConstRef(name):
-            return (name,)
-        case Call(function=function, witness=witness):
-            return (function, *([witness] if witness else []))
-        case Method(type=kind):
-            return (kind,)
-        case Act(trait=trait):
-            return (trait,)
-        case Dyn(trait=trait, types=types):
-            return (trait, *types)
-        case Use(static=static) | Hook(static=static):
-            return (static,)
-        case Keep(static=static, type=kind):
-            return (static, kind)
-        case Point(static=static, function=function) | Spawn(static=static, function=function):
-            return (static, function)
-        case _:
-            return ()

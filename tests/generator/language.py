@@ -499,6 +499,29 @@ def _values(part: Body | Expr) -> Iterator[Expr]:
             yield from (cast(Expr, one) for one in value if is_dataclass(one))
 
 
+def named(expr: Expr) -> tuple[str, ...]:
+    """The items that an expression names, without those that its parts name."""
+    match expr:
+        case ConstRef(name):
+            return (name,)
+        case Call(function=function, witness=witness):
+            return (function, *([witness] if witness else []))
+        case Method(type=kind):
+            return (kind,)
+        case Act(trait=trait):
+            return (trait,)
+        case Dyn(trait=trait, types=types):
+            return (trait, *types)
+        case Use(static=static) | Hook(static=static):
+            return (static,)
+        case Keep(static=static, type=kind):
+            return (static, kind)
+        case Point(static=static, function=function) | Spawn(static=static, function=function):
+            return (static, function)
+        case _:
+            return ()
+
+
 P = TypeVar("P", bound=Body | Expr)
 
 

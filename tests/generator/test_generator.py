@@ -1,10 +1,15 @@
 """Random programs that are edited at random do what the model says."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.e2e.harness import START_WITHIN_S
+from tests.e2e.program import PROGRAM_WITHIN_S, wait_for
 from tests.generator.drive import Mismatch, Run
 from tests.generator.edits import edited, is_valid
 from tests.generator.interpret import Machine
@@ -22,12 +27,28 @@ def test_known_seed(seed: int, tmp_path: Path) -> None:
 
 
 def test_mismatch_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that does something else than the model fails, with its seed, the step, and the sources."""
+    """A program that does something else than the model fails, with its seed, the step, and the sources alone."""
     monkeypatch.setattr(Machine, "tick", lambda *_: "e0=nothing")
     with pytest.raises(Mismatch, match=r"seed 3, step \d+"):
         Run(3, tmp_path / "run").run(STEPS)
     assert (tmp_path / "run" / "before" / "src" / "main.rs").exists()
     assert (tmp_path / "run" / "after" / "src" / "main.rs").exists()
+    assert not (tmp_path / "run" / "program").exists()
+
+
+def test_nothing_is_left_when_ended(tmp_path: Path) -> None:
+    """A generator that is told to end while its program runs leaves no file."""
+    command = [sys.executable, "-m", "tests.generator", "--seed", "3", "--minutes", "9"]
+    generator = subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE)
+    wait_for(
+        "a running program",
+        lambda: any(tmp_path.glob("generator-*/socket")),
+        within_s=START_WITHIN_S,
+        diagnose=lambda: f"exit status {generator.poll()}",
+    )
+    generator.terminate()
+    generator.communicate(timeout=PROGRAM_WITHIN_S)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -75,6 +96,27 @@ def test_kept_closures_are_edited_or_left() -> None:
     assert machine.tick(3) == "e1=0 e0=29"
     machine.switch(_keeping(Lit(7)))
     assert machine.tick(4) == "e0=40"
+
+
+def test_closures_may_be_left_where_several_change() -> None:
+    """A note that old closures keep their code is believed where others changed too, and not where one did."""
+    machine = Machine(_keeping(Lit(1), Now("x0", Lit(1), Lit(0))))
+    assert machine.tick(1) == "e1=1 e0=1"
+    machine.switch(_keeping(Lit(2), Now("x0", Lit(1), Lit(0))), ("app::tick::tick",))
+    assert machine.tick(2) == "e1=1 e0=8"
+    machine.switch(_keeping(Lit(5), Now("x0", Lit(2), Lit(0))), ("app::tick::tick",))
+    assert machine.tick(3) == "e1=2 e0=29"
+
+
+def test_undone_closures_have_the_form_before() -> None:
+    """After an undo, closures that the edit left behind are their owner's again, and those made in between are not."""
+    machine = Machine(before := _keeping(Lit(1)))
+    assert machine.tick(1) == "e0=1"
+    machine.switch(_keeping(Lit(5), Now("x0", Var("x0"), Lit(0))))
+    assert machine.tick(2) == "e1=0 e0=8"
+    machine.take_back(before)
+    machine.switch(_keeping(Lit(2)))
+    assert machine.tick(3) == "e0=35"
 
 
 def _keeping(body: Expr, *above: Expr) -> Program:
