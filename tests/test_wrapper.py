@@ -336,34 +336,59 @@ def given_to_rustc(bench: Bench, *args: str, **env: str) -> list[str]:
     return [arg for arg in added if not arg.startswith("--print=link-args=")]
 
 
+APART = ["-Cllvm-args=-mergefunc-use-aliases=0", "-Cllvm-args=-mergefunc-preserve-debug-info"]
+
+
 def test_an_optimised_crate_keeps_names_and_signatures(bench: Bench) -> None:
     """The arguments that see to it reach rustc, and are the shim's own: the capture is without them."""
     assert given_to_rustc(bench, "-C", "opt-level=3", "-C", "incremental=i") == [
+        *APART,
         "-Clink-dead-code=yes",
         "-Clink-arg=-Wl,--gc-sections",
     ]
 
 
 @pytest.mark.parametrize(
+    ("args", "units"), [((), ["-Ccodegen-units=16"]), (("-C", "codegen-units=1"), [])], ids=["default", "one unit"]
+)
+def test_an_optimised_crate_keeps_its_units_when_it_is_made_incremental(
+    bench: Bench, args: tuple[str, ...], units: list[str]
+) -> None:
+    """Rustc would cut it into 256 otherwise."""
+    given = given_to_rustc(bench, "-C", "opt-level=3", *args)
+    assert given[4:] == [f"-Cincremental={bench.captures / 'incremental'}", *units]
+
+
+@pytest.mark.parametrize(
+    ("args", "added"),
+    [
+        (("-C", "link-dead-code=no"), APART),
+        (("-C", "link-dead-code=no", "-C", "llvm-args=-mergefunc-use-aliases=1"), APART[1:]),
+    ],
+    ids=["names", "aliases"],
+)
+def test_what_the_developer_chose_for_an_optimised_crate_is_kept(
+    bench: Bench, args: tuple[str, ...], added: list[str]
+) -> None:
+    """LLVM takes an argument once."""
+    assert given_to_rustc(bench, "-C", "opt-level=3", *args) == added
+
+
+@pytest.mark.parametrize(
     ("args", "env"),
     [
-        (("-C", "opt-level=0", "-C", "codegen-units=1"), {}),
-        (("-C", "opt-level=3"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "lto=fat"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "link-dead-code=no"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "--target", "aarch64-apple-darwin"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "linker=rust-lld"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "-C", "linker-flavor=ld.lld"), {}),
-        (("-C", "opt-level=3", "-C", "codegen-units=1", "--crate-type=proc-macro"), {}),
-        (
-            ("-C", "opt-level=3", "-C", "codegen-units=1"),
-            {"CARGO_MANIFEST_DIR": "/home/dev/.cargo/registry/src/index/app-1.0.0"},
-        ),
+        (("-C", "opt-level=0"), {}),
+        (("-C", "opt-level=3", "-C", "lto=fat"), {}),
+        (("-C", "opt-level=3", "--target", "aarch64-apple-darwin"), {}),
+        (("-C", "opt-level=3", "-C", "linker=rust-lld"), {}),
+        (("-C", "opt-level=3", "-C", "linker-flavor=ld.lld"), {}),
+        (("-C", "opt-level=3", "--crate-type=proc-macro"), {}),
+        (("-C", "opt-level=3"), {"CARGO_MANIFEST_DIR": "/home/dev/.cargo/registry/src/index/app-1.0.0"}),
     ],
     ids=str,
 )
 def test_other_crates_are_compiled_as_cargo_says(bench: Bench, args: tuple[str, ...], env: dict[str, str]) -> None:
-    """Not optimised, with other symbols then, optimised with others, not ELF, or not edited: nothing is added."""
+    """Not optimised, optimised with others, not ELF, not run in a program, or not edited: nothing is added."""
     assert given_to_rustc(bench, *args, **env) == []
 
 

@@ -40,6 +40,10 @@ FIRST_WITH_PRINT_TO_FILE = (1, 73)
 # What `-C lto` says of programs whose crates are each optimised for themselves.
 # Source: rustc_session/src/config.rs, `LtoCli`.
 NO_LTO = {None, "off", "no", "n", "false"}
+# One of two equal functions becomes a jump to the other, and nothing else leads there.
+APART = ("-mergefunc-use-aliases=0", "-mergefunc-preserve-debug-info")
+# What a crate is cut into that is not incremental. Source: rustc_session/src/session.rs, `Session::codegen_units`.
+DEFAULT_CODEGEN_UNITS = 16
 # Sources that nobody edits, below cargo's home.
 FETCHED = ("/registry/src/", "/git/checkouts/")
 
@@ -222,23 +226,12 @@ class Compilation:
         return (
             (codegen_value(self.args, "opt-level") or ("3" if "-O" in self.args else "0")) != "0"
             and codegen_value(self.args, "lto") in NO_LTO
-            and codegen_value(self.args, "link-dead-code") is None
-            and self.keeps_symbols()
             and "linux" in (last_value(self.args, "--target") or sys.platform)
             and not any(part in manifest for part in FETCHED)
             and "proc-macro" not in self.types
             and not (last_value(self.args, "--crate-name") or "").startswith("build_script_")
             and not (self.is_linked and self.runs_linker())
         )
-
-    def keeps_symbols(self) -> bool:
-        """Whether what is added keeps the symbols that the thin rebuild has.
-
-        Without incremental compilation it gives other hashes to small functions, which rustc takes as `#[inline]` then.
-        A program of one codegen unit is better off all the same: nothing else below `main` has a symbol of its own.
-        Source: rustc_mir_transform, `cross_crate_inlinable`; rustc_symbol_mangling, `compute_symbol_name`.
-        """
-        return codegen_value(self.args, "incremental") is not None or codegen_value(self.args, "codegen-units") == "1"
 
     @property
     def is_linked(self) -> bool:
@@ -252,12 +245,33 @@ class Compilation:
         return linker.endswith("ld") or linker.startswith("ld.") or not flavor.endswith(("gcc", "-cc"))
 
     def patchable_args(self) -> list[str]:
+        """Keeps functions apart that are equal, and the names and signatures of what stays in an optimised program.
+
+        An edit may make equal functions differ. Otherwise LLVM makes them one, and what refers to them refers to that.
+        Source: LLVM's `MergeFunctions`, which refuses an option that is given twice.
+        """
+        given = " ".join(options.partition("=")[2] for options in self.llvm_args())
+        apart = [f"-Cllvm-args={option}" for option in APART if option.partition("=")[0] not in given]
+        return apart + (self.named_args() if codegen_value(self.args, "link-dead-code") is None else [])
+
+    def llvm_args(self) -> "Iterator[str]":
+        """The options for LLVM among cargo's arguments."""
+        return (option for option in values(self.args, "--codegen", "-C") if option.startswith("llvm-args="))
+
+    def named_args(self) -> list[str]:
         """Keeps the names and signatures of the functions and statics that stay in an optimised program.
 
         Otherwise the optimiser takes arguments out of private functions, and statics apart. What nothing uses is left
-        to the linker to take out.
+        to the linker to take out. Without incremental compilation, rustc would make small functions `#[inline]`, and
+        those have another hash in each crate then; the thin rebuild, which is incremental, would not find them.
+        Source: rustc_mir_transform, `cross_crate_inlinable`; rustc_symbol_mangling, `compute_symbol_name`.
         """
-        return ["-Clink-dead-code=yes", *(["-Clink-arg=-Wl,--gc-sections"] if self.is_linked else [])]
+        added = ["-Clink-dead-code=yes", *(["-Clink-arg=-Wl,--gc-sections"] if self.is_linked else [])]
+        if codegen_value(self.args, "incremental") is None:
+            added.append(f"-Cincremental={os.path.join(self.capture_dir, 'incremental')}")
+            if codegen_value(self.args, "codegen-units") is None:
+                added.append(f"-Ccodegen-units={DEFAULT_CODEGEN_UNITS}")
+        return added
 
     def start_trace(self) -> None:
         """Has the tracer, where it is preloaded, write down what proc macros read."""

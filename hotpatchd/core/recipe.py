@@ -255,15 +255,21 @@ def _pin_debug_assertions(args: Sequence[Arg]) -> list[Arg]:
 
 
 def _keep_addresses_apart(args: Sequence[Arg]) -> list[Arg]:
-    """Make no function another name of an equal one: a later edit may change one of them, and its callers jump there.
+    """Let no function stand for an equal one: a later edit may change one of them, and its users must reach that.
 
-    Source: LLVM's `MergeFunctions`, which rustc runs from level 2 on; without aliases it makes functions that jump.
+    Without aliases and with debug information preserved, one that is equal to another becomes a jump to it, and what
+    refers to it, calls, virtual tables and function pointers, goes on to do so.
+
+    Source: LLVM's `MergeFunctions`, which rustc runs from level 2 on; it refuses an option that is given twice.
     """
-    is_set = any(arg.setting == "-C llvm-args" and _ALIASES in arg.setting_value for arg in args)
-    return [] if is_set else [codegen_arg("llvm-args", f"{_ALIASES}=0")]
+    given = " ".join(arg.setting_value for arg in args if arg.setting == "-C llvm-args")
+    return [codegen_arg("llvm-args", value) for name, value in _MERGED_BY_JUMPS.items() if name not in given]
 
 
-_ALIASES = "-mergefunc-use-aliases"
+_MERGED_BY_JUMPS = {
+    "-mergefunc-use-aliases": "-mergefunc-use-aliases=0",
+    "-mergefunc-preserve-debug-info": "-mergefunc-preserve-debug-info",
+}
 
 
 def _is_rebuilt(arg: Arg, thin_crates: Mapping[str, str]) -> bool:

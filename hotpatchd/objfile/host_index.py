@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Container, Iterator, Set
+from collections.abc import Container, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,9 @@ _KIND_OF_TYPE = {
     elf.STT_NOTYPE: 1,
     elf.STT_TLS: 2,
 }
+
+_WAY_SIZE = 32
+"""Bytes of the longest function that counts as nothing but a way to another, to which it passes its arguments."""
 
 _UNREADABLE = (OSError, ELFError, ConstructError, ValueError, OverflowError, struct.error)
 """What reading a damaged binary raises; pyelftools lets the errors of its parser through in places."""
@@ -181,6 +184,34 @@ class HostIndex:
             else:
                 high = middle
         return low
+
+    def short_functions(self, limit: int) -> Iterator[tuple[int, int]]:
+        """The functions of at most so many bytes: (link-time address, size)."""
+        for addr, size, kind in zip(self._addrs, self._sizes, self._kinds, strict=True):
+            if 0 < size <= limit and _KINDS[kind] == "function":
+                yield addr, size
+
+    def functions_around(self, first: int, last: int) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+        """Functions by link-time address, those next to a range included.
+
+        Args:
+            first: the functions begin with the last that starts before this address.
+            last: they end with the first that starts after this one.
+
+        Yields:
+            (address, size, names); the largest size, where several names have one address.
+        """
+        place = self._first_at(first)
+        if place:
+            place = self._first_at(self._addrs[self._by_addr[place - 1]])
+        while place < len(self._by_addr):
+            addr = self._addrs[self._by_addr[place]]
+            names = self.function_names_at(addr)
+            rows = self._by_addr[place : place + len(names)]
+            yield addr, max(self._sizes[row] for row in rows), names
+            if addr > last:
+                return
+            place += len(names)
 
     def room_at(self, addr: int) -> int:
         """Bytes from a function's start to the next function's start (or the end of its segment)."""
@@ -425,13 +456,31 @@ class HostCode:
         except (OSError, ValueError) as error:
             raise ObjectError(f"cannot read {path}: {error}") from error
 
-    def count_references(self, addr: int, size: int, target: int) -> int:
-        """How often the code at `addr` refers to `target`: see `Machine.count_references`."""
+    def read(self, addr: int, size: int) -> bytes:
+        """The code at a link-time address; empty where there is none."""
         for start, offset, length in self._segments:
             if start <= addr and addr + size <= start + length:
-                code = self._data[offset + addr - start : offset + addr - start + size]
-                return self._machine.count_references(code, addr, target)
-        return 0
+                return self._data[offset + addr - start : offset + addr - start + size]
+        return b""
+
+    def count_references(self, addr: int, size: int, target: int) -> int:
+        """How often the code at `addr` refers to `target`: see `Machine.count_references`."""
+        return self._machine.count_references(self.read(addr, size), addr, target)
+
+    def short_ways(self, index: HostIndex) -> Mapping[int, frozenset[int]]:
+        """Functions that are so short that they may do nothing but call or jump to another.
+
+        Args:
+            index: the symbols of the same binary.
+
+        Returns:
+            Link-time address of a place → those of such functions that lead there.
+        """
+        found: dict[int, set[int]] = {}
+        for addr, size in index.short_functions(_WAY_SIZE):
+            for target in self._machine.branches(self.read(addr, size), addr):
+                found.setdefault(target, set()).add(addr)
+        return {target: frozenset(addrs) for target, addrs in found.items()}
 
     def addresses_taken(self) -> frozenset[int]:
         """Link-time addresses that the program has as values: computed by its code, or in its data."""

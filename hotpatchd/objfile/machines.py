@@ -25,6 +25,7 @@ class Machine:
     Args:
         e_machine: as the ELF header says it.
         absolute: the relocation type of a 64-bit address.
+        branch_types: relocation types of calls and jumps.
         slot_types: relocation types that reach a symbol by its entry in the GOT → those that reach a slot by its name
             in the same way.
         tls_index_types: relocation types that reach the module and offset by which the dynamic loader finds a
@@ -42,6 +43,7 @@ class Machine:
 
     e_machine: int
     absolute: int
+    branch_types: frozenset[int]
     slot_types: Mapping[int, int]
     tls_index_types: Mapping[int, int]
     tls_module_types: Mapping[int, int]
@@ -71,6 +73,33 @@ class Machine:
         places = range(len(code) - 3)
         return sum(_DISPLACEMENT.unpack_from(code, i)[0] == target - (addr + i + 4) for i in places)
 
+    def is_call(self, code: bytes, offset: int, reloc_type: int) -> bool:
+        """Whether a relocation is that of a call or jump to a function, rather than of its address.
+
+        Args:
+            code: of the section, before relocation.
+            offset: of the relocation.
+            reloc_type: its type.
+        """
+        if reloc_type in self.branch_types:
+            return True
+        return reloc_type in self.slot_types and code[max(offset - 2, 0) : offset] in _BRANCHES_BY_SLOT
+
+    def branches(self, code: bytes, addr: int) -> Iterator[int]:
+        """Where calls and jumps of some code lead; a few that are none, too.
+
+        Args:
+            code: whole instructions.
+            addr: of the first byte.
+        """
+        if self.e_machine == elf.EM_AARCH64:
+            for index, word in enumerate(memoryview(code[: len(code) & ~3]).cast("I")):
+                if word & _BRANCH26 == _BRANCH26_BITS:
+                    yield addr + 4 * (index + _signed(word, 26))
+            return
+        for match in _BRANCH.finditer(code):
+            yield addr + match.end(1) + _DISPLACEMENT.unpack(match[1])[0]
+
     def addresses_taken(self, code: bytes, addr: int) -> Iterator[int]:
         """The addresses that some code computes other than to call or to jump there; a few that it does not, too.
 
@@ -89,6 +118,12 @@ class Machine:
 
 _DISPLACEMENT = struct.Struct("<i")
 
+_BRANCHES_BY_SLOT = (b"\xff\x15", b"\xff\x25")
+"""x86-64's `call` and `jmp` to where an entry of the GOT says."""
+
+_BRANCH = re.compile(rb"(?=[\xe8\xe9](.{4}))", re.DOTALL)
+"""`call` and `jmp`, relative to the next instruction."""
+
 _LEA = re.compile(rb"[\x48-\x4f]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d](.{4})", re.DOTALL)
 """`lea`, relative to the next instruction."""
 
@@ -103,6 +138,7 @@ _MOVE_ADDRESS = re.compile(
 X86_64 = Machine(
     e_machine=elf.EM_X86_64,
     absolute=elf.R_X86_64_64,
+    branch_types=frozenset({elf.R_X86_64_PLT32}),
     slot_types=dict.fromkeys(
         (elf.R_X86_64_GOTPCREL, elf.R_X86_64_GOTPCRELX, elf.R_X86_64_REX_GOTPCRELX), elf.R_X86_64_PC32
     ),
@@ -122,6 +158,7 @@ X86_64 = Machine(
 AARCH64 = Machine(
     e_machine=elf.EM_AARCH64,
     absolute=elf.R_AARCH64_ABS64,
+    branch_types=frozenset({elf.R_AARCH64_JUMP26, elf.R_AARCH64_CALL26}),
     slot_types={
         elf.R_AARCH64_ADR_GOT_PAGE: elf.R_AARCH64_ADR_PREL_PG_HI21,
         elf.R_AARCH64_LD64_GOT_LO12_NC: elf.R_AARCH64_LDST64_ABS_LO12_NC,

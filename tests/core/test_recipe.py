@@ -251,15 +251,18 @@ def test_an_optimised_host_can_be_matched() -> None:
 
 def test_functions_of_an_optimised_host_keep_their_addresses_apart() -> None:
     """LLVM makes no function another name of an equal one, which might be edited later."""
-    apart = codegen(parse_argv(_cgu_match(("--crate-name=a", "a.rs", "-O")).argv), "llvm-args")
-    assert apart == "-mergefunc-use-aliases=0"
+    args = parse_argv(_cgu_match(("--crate-name=a", "a.rs", "-O")).argv)
+    apart = [arg.setting_value for arg in args if arg.setting == "-C llvm-args"]
+    assert apart == ["-mergefunc-use-aliases=0", "-mergefunc-preserve-debug-info"]
 
 
 def test_a_choice_about_equal_functions_is_kept() -> None:
     """LLVM takes that argument once."""
-    chosen = ("--crate-name=a", "a.rs", "-O", "-Cllvm-args=-mergefunc-use-aliases=1")
+    chosen = ("--crate-name=a", "a.rs", "-O", "-Cllvm-args=-mergefunc-use-aliases=1 -mergefunc-preserve-debug-info")
     args = parse_argv(_cgu_match(chosen).argv)
-    assert [arg.setting_value for arg in args if arg.setting == "-C llvm-args"] == ["-mergefunc-use-aliases=1"]
+    assert [arg.setting_value for arg in args if arg.setting == "-C llvm-args"] == [
+        "-mergefunc-use-aliases=1 -mergefunc-preserve-debug-info"
+    ]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("dev-proc-macro", "proc macro"), ("dev-build-script", "build script")])

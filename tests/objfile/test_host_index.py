@@ -88,6 +88,18 @@ def test_functions_that_only_their_object_could_call_can_be_left_out(
     assert [name for addr, _ in whole.functions("alone") for name in index.function_names_at(addr)] == ["alone"]
 
 
+def test_short_ways_to_a_function_are_found(tmp_path: Path) -> None:
+    """A function that only jumps there is one, one that does much besides is none."""
+    (tmp_path / "calls.c").write_text(
+        CALLS + "__attribute__((noinline)) int way(int n) { return open_to_all(n); }\n"
+        "int much(int *n) { return open_to_all(n[3] * 7 + n[5] / 11 + n[7] * 13 + n[9] / 17) + n[11] / 19; }\n"
+    )
+    run("gcc", "-O2", "calls.c", "-o", "calls", cwd=tmp_path)
+    index = read_host(tmp_path / "calls")
+    (place,), (way,) = (index.functions(name) for name in ("open_to_all", "way"))
+    assert HostCode(tmp_path / "calls", index.header).short_ways(index)[place[0]] == {way[0]}
+
+
 STEPPING = """
 struct World { turn: u64 }
 #[inline(never)]

@@ -42,6 +42,14 @@ def test_branches_count_once(addr: int, distance: int, opcode: int) -> None:
     target = addr + 4 + 4 * distance
     assert AARCH64.count_references(code, addr, target) == 1
     assert AARCH64.count_references(code, addr, target + 4) == 0
+    assert list(AARCH64.branches(code, addr)) == [target]
+
+
+@given(addr=st.integers(0, 2**40), distance=st.integers(-(2**31), 2**31 - 1), opcode=st.sampled_from([0xE8, 0xE9]))
+def test_branches_of_x86_are_found_where_others_seem_to_begin(addr: int, distance: int, opcode: int) -> None:
+    """`call` and `jmp`, behind an operand that looks like the same."""
+    code = bytes((0x6A, opcode, opcode)) + struct.pack("<i", distance) + b"\xc3\xc3"
+    assert addr + 7 + distance in X86_64.branches(code, addr)
 
 
 @given(addr=st.integers(0, 2**30), target=st.integers(0, 2**32 - 1), register=st.integers(0, 30))
