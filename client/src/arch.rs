@@ -23,6 +23,17 @@ mod x86_64 {
     /// Bytes that a detour overwrites: `jmp rel32`.
     pub const DETOUR_LEN: usize = 5;
 
+    /// Bytes that a short jump overwrites: `jmp rel8`.
+    pub const SHORT_LEN: usize = 2;
+    pub const HAS_SHORT_JUMPS: bool = true;
+
+    /// Where the call ends that may follow a function's first `push`, and bytes of one in another place.
+    pub const SECOND_CALL_END: u64 = 6;
+    pub const CALL_LEN: usize = 32;
+
+    /// Offsets of the bytes of a detour but its first, as bits.
+    const UNDER_DETOUR: u8 = 0b11110;
+
     /// How far a 32-bit displacement reaches, in bytes, to code and to data.
     pub const REACH: u64 = 1 << 31;
     pub const DATA_IS_IN_REACH: bool = false;
@@ -60,16 +71,84 @@ mod x86_64 {
         Some([0xe9, a, b, c, d])
     }
 
-    /// Whether a function seems to jump to a byte under its detour, other than the first: to a loop that begins right behind a
-    /// `push`. Bytes count that look like such a jump, whichever instruction they are of.
-    pub fn jumps_under_detour(code: &[u8]) -> bool {
-        let lands = |next: usize, distance: i32| (1..DETOUR_LEN as i64).contains(&(next as i64 + i64::from(distance)));
-        (DETOUR_LEN..code.len()).any(|at| match code[at..] {
+    /// Encodes the short jump that leads from `from` to `to`, or `None` where it does not reach.
+    pub fn short_jump(from: u64, to: u64) -> Option<[u8; SHORT_LEN]> {
+        let displacement = i8::try_from(to.wrapping_sub(from.checked_add(SHORT_LEN as u64)?) as i64).ok()?;
+        Some([0xeb, displacement as u8])
+    }
+
+    /// Whether bytes may be what compilers and linkers put between functions: breakpoints, zeros, `nop` of any length.
+    pub fn may_be_padding(code: &[u8]) -> bool {
+        code.iter()
+            .all(|byte| matches!(byte, 0xcc | 0x00 | 0x90 | 0x66 | 0x2e | 0x0f | 0x1f | 0x40 | 0x44 | 0x80 | 0x84))
+    }
+
+    /// Where the call leads that a function at `from` begins with, but for a `push`.
+    pub fn second_call(from: u64, code: &[u8]) -> Option<u64> {
+        match *code {
+            [0x50..=0x57, 0xe8, a, b, c, d, ..] => {
+                Some(from.wrapping_add(SECOND_CALL_END).wrapping_add_signed(i32::from_le_bytes([a, b, c, d]).into()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a byte before a short jump changes nothing that matters at a call: `nop`, the segment and REX prefixes, which
+    /// such a jump ignores, and what sets the carry flag alone. Source: System V ABI, AMD64 supplement, 3.2.1.
+    pub fn is_idle(byte: u8) -> bool {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64 | 0x65 | 0x90 | 0xf5 | 0xf8 | 0xf9)
+    }
+
+    /// Encodes a call of `target` that returns to another place.
+    pub fn encode_call(returns_to: u64, target: u64) -> [u8; CALL_LEN] {
+        let mut code = [0xcc; CALL_LEN];
+        code[..12].copy_from_slice(&[0xff, 0x35, 10, 0, 0, 0, 0xff, 0x25, 12, 0, 0, 0]); // push [returns_to]; jmp [target]
+        code[16..24].copy_from_slice(&returns_to.to_le_bytes());
+        code[24..].copy_from_slice(&target.to_le_bytes());
+        code
+    }
+
+    /// Where instructions other than the first may begin under a detour: bit n stands for offset n.
+    fn begin_under_detour(code: &[u8]) -> u8 {
+        let mut begin = 0;
+        let mut at = 0;
+        while at < DETOUR_LEN {
+            begin |= 1 << at;
+            at += match code.get(at..).unwrap_or_default() {
+                [0x50..=0x57, ..] => 1,                    // push
+                [0x41, 0x50..=0x57, ..] | [0xeb, ..] => 2, // push; jmp
+                [0x48, 0x89, 0xc0..=0xff, ..] => 3,        // mov
+                [0x48, 0x83, 0xec, ..] => 4,               // sub rsp
+                [0xf3, 0x0f, 0x1e, 0xfa, ..] => 4,         // endbr64
+                [0xe8 | 0xe9, ..] => 5,                    // call; jmp
+                [0x48, 0x81, 0xec, ..] => 7,               // sub rsp
+                _ => {
+                    begin |= !0 << (at + 1); // its length is not known
+                    break;
+                }
+            };
+        }
+        begin & UNDER_DETOUR
+    }
+
+    /// Where a function seems to be entered in the middle of its detour, from its byte `start` on: a loop may begin right
+    /// behind a `push`. Bytes count that look like such a jump, whichever instruction they are of, if an instruction may
+    /// begin where it leads. Bit n stands for offset n.
+    pub fn entered_under_detour(code: &[u8], start: usize) -> u8 {
+        let lands = |next: usize, distance: i32| match next as i64 + i64::from(distance) {
+            offset @ 1..=4 => 1 << offset,
+            _ => 0,
+        };
+        let jumps = (start..code.len()).map(|at| match code[at..] {
             [0x70..=0x7f | 0xe0..=0xe3 | 0xeb, near, ..] => lands(at + 2, i32::from(near as i8)),
             [0xe9, a, b, c, d, ..] => lands(at + 5, i32::from_le_bytes([a, b, c, d])),
             [0x0f, 0x80..=0x8f, a, b, c, d, ..] => lands(at + 6, i32::from_le_bytes([a, b, c, d])),
-            _ => false,
-        })
+            [0xff, 0x10..=0x13 | 0x16..=0x17 | 0xd0..=0xd7, ..] => lands(at + 2, 0), // call: it is returned there
+            [0xff, 0x14 | 0x50..=0x53 | 0x55..=0x57, ..] => lands(at + 3, 0),
+            [0xff, 0x54, ..] => lands(at + 4, 0),
+            _ => 0,
+        });
+        jumps.fold(0, |all, one| all | one) & begin_under_detour(code)
     }
 
     /// An entry of [`crate::proof`]: its size, where its second part begins, how far its words may be away, and how the
@@ -163,6 +242,11 @@ mod aarch64 {
     /// Bytes that a detour overwrites: `b`.
     pub const DETOUR_LEN: usize = 4;
 
+    pub const SHORT_LEN: usize = 2;
+    pub const HAS_SHORT_JUMPS: bool = false;
+    pub const SECOND_CALL_END: u64 = 8;
+    pub const CALL_LEN: usize = 32;
+
     /// How far a branch reaches, in bytes. Data is reached by page, 4 GiB away.
     pub const REACH: u64 = 128 << 20;
     pub const DATA_IS_IN_REACH: bool = true;
@@ -197,9 +281,29 @@ mod aarch64 {
         reaches.then(|| (0x1400_0000 | (displacement >> 2) as u32 & 0x03ff_ffff).to_le_bytes())
     }
 
-    /// Whether a function jumps to a byte under its detour, other than the first: the detour is one instruction long.
-    pub fn jumps_under_detour(_code: &[u8]) -> bool {
+    pub fn short_jump(_from: u64, _to: u64) -> Option<[u8; SHORT_LEN]> {
+        None
+    }
+
+    pub fn may_be_padding(_code: &[u8]) -> bool {
         false
+    }
+
+    pub fn second_call(_from: u64, _code: &[u8]) -> Option<u64> {
+        None
+    }
+
+    pub fn is_idle(_byte: u8) -> bool {
+        false
+    }
+
+    pub fn encode_call(_returns_to: u64, _target: u64) -> [u8; CALL_LEN] {
+        [0; CALL_LEN]
+    }
+
+    /// The detour is one instruction long.
+    pub fn entered_under_detour(_code: &[u8], _start: usize) -> u8 {
+        0
     }
 
     /// An entry of [`crate::proof`]: its size, where its second part begins, how far its words may be away, and how the

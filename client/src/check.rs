@@ -39,8 +39,11 @@ pub struct Placed {
 pub struct Jump {
     /// The replaced function.
     pub from: Range<u64>,
+    /// Bytes from its start on that nothing else has.
+    pub room: usize,
+    /// What lies between functions nearby, for the long jump that a short one leads to.
+    pub padding: Vec<Range<u64>>,
     pub way: Way,
-    pub code: [u8; DETOUR_LEN],
 }
 
 /// Where a detour leads.
@@ -93,7 +96,7 @@ pub fn check(patch: &Patch, bytes: &[u8], ground: &Ground) -> Result<Plan, Refus
     Ok(Plan {
         slots: resolve_imports(patch, ground.host)?,
         eh_frame: find_eh_frame(patch, bytes, &code)?,
-        detours: encode_detours(patch, ground, &code)?,
+        detours: place_detours(patch, ground, &code)?,
         thread_locals: place_thread_locals(patch, ground)?,
         end,
         segments,
@@ -217,12 +220,13 @@ fn find_eh_frame(patch: &Patch, bytes: &[u8], code: &[Range<u64>]) -> Result<Opt
     Ok(Some(eh_frame.addr..eh_frame.addr + eh_frame.size))
 }
 
-fn encode_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result<Vec<Jump>, Refusal> {
+fn place_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result<Vec<Jump>, Refusal> {
     let mut detours = Vec::with_capacity(patch.detours.len());
     for jump in &patch.detours {
         let wrong =
             |what: &str| Reason::Address.because(format!("the detour from {:#x} to {:#x} {what}", jump.from, jump.to));
-        let overwritten = jump.from..jump.from.saturating_add(DETOUR_LEN as u64);
+        let room = jump.room.map_or(DETOUR_LEN, |room| room.min(DETOUR_LEN as u64) as usize);
+        let overwritten = jump.from..jump.from.saturating_add(room as u64);
         let mut replaceable = ground.host.module.code.iter().chain(ground.code);
         if !replaceable.any(|range| contains(range, &overwritten)) {
             return Err(wrong("starts outside the program's code"));
@@ -230,12 +234,17 @@ fn encode_detours(patch: &Patch, ground: &Ground, code: &[Range<u64>]) -> Result
         if !ground.code.iter().chain(code).any(|range| range.contains(&jump.to)) {
             return Err(wrong("leads outside the patches' code"));
         }
-        let code = detour(jump.from, jump.to).ok_or_else(|| wrong("is too long"))?;
+        detour(jump.from, jump.to).ok_or_else(|| wrong("is too long"))?;
+        let between: Vec<Range<u64>> =
+            jump.padding.iter().map(|gap| gap.addr..gap.addr.saturating_add(gap.size)).collect();
+        if !between.iter().all(|gap| ground.host.module.code.iter().any(|range| contains(range, gap))) {
+            return Err(wrong("has padding outside the program's code"));
+        }
         let from = jump.from..jump.from.saturating_add(jump.size);
-        detours.push(Jump { from, way: Way::straight(jump.to), code });
+        detours.push(Jump { from, room, padding: between, way: Way::straight(jump.to) });
     }
     detours.sort_by_key(|jump| jump.from.start);
-    if let Some(pair) = detours.windows(2).find(|pair| pair[1].from.start - pair[0].from.start < DETOUR_LEN as u64) {
+    if let Some(pair) = detours.windows(2).find(|pair| pair[1].from.start - pair[0].from.start < pair[0].room as u64) {
         return Err(Reason::Malformed.because(format!("two detours overlap at {:#x}", pair[1].from.start)));
     }
     Ok(detours)

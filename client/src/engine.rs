@@ -1,14 +1,15 @@
 //! Applies patches and takes them back: each all or nothing.
 
 use crate::announce::{hide_from_gdb, show_to_gdb, Shown};
-use crate::arch::{detour, jumps_under_detour, synchronize_code, DETOUR_LEN};
+use crate::arch::{detour, entered_under_detour, synchronize_code, CALL_LEN, DETOUR_LEN};
 use crate::check::{check, Ground, Plan, Way};
 use crate::frames;
 use crate::host::Host;
 use crate::locals::{Initial, Reserve, Unlocked};
-use crate::memory::{discard, protect, release, Memory, SLOT_SIZE};
+use crate::memory::{discard, pages, protect, release, Memory, SLOT_SIZE};
 use crate::park::{signal, wait_left, Parking, Stuck};
 use crate::proof::{Blocks, Taken};
+use crate::site::{SecondCall, Site};
 use crate::unwind::{with_modules, Module, Walker};
 use crate::wire::{Applied, Idle, OnStack, Patch, Protection, Ran, Reason, Refusal, Region, ThreadLocals, Timings};
 use libc::pid_t;
@@ -71,9 +72,10 @@ struct InForce {
 }
 
 struct Undoable {
-    from: u64,
+    site: Site,
     way: Way,
-    overwritten: [u8; DETOUR_LEN],
+    /// What it changed at which addresses.
+    overwritten: Vec<(u64, Vec<u8>)>,
     ran: Option<FirstRun>,
 }
 
@@ -88,12 +90,37 @@ struct FirstRun {
 /// New first bytes for a function.
 struct Change {
     from: u64,
-    code: [u8; DETOUR_LEN],
-    overwritten: [u8; DETOUR_LEN],
+    writes: Vec<Write>,
     /// The bodies that are not called any more.
     old_bodies: Vec<Range<u64>>,
     /// The function's own body where it jumps to bytes that the change overwrites, else empty: no thread may stay in it.
     jumping_back: Range<u64>,
+}
+
+impl Change {
+    /// Whether a thread at `at` would go on in the middle of what is written, or in what is padding again.
+    fn is_entered(&self, at: u64) -> bool {
+        at != self.from && self.writes.iter().any(|write| write.differs_from(at))
+    }
+}
+
+/// New bytes at one place, as many as were there.
+struct Write {
+    addr: u64,
+    code: Vec<u8>,
+    overwritten: Vec<u8>,
+}
+
+impl Write {
+    /// Whether something changes from `at` on, which is inside.
+    fn differs_from(&self, at: u64) -> bool {
+        let inside = at.checked_sub(self.addr).map(|offset| offset as usize).filter(|&offset| offset < self.code.len());
+        inside.is_some_and(|offset| self.code[offset..] != self.overwritten[offset..])
+    }
+
+    fn is_there(&self) -> bool {
+        self.code.iter().zip(self.addr..).all(|(&byte, addr)| unsafe { ptr::read_volatile(addr as *const u8) } == byte)
+    }
 }
 
 /// What rewriting told.
@@ -236,15 +263,14 @@ impl Engine {
     fn pass_through_entries(&self, plan: &mut Plan) -> Option<Taken> {
         let free = plan.end..self.region.end;
         let taken = self.blocks.take(plan.detours.len() as u64, &free).ok()?;
-        let codes = plan.detours.iter().zip(&taken.entries).map(|(jump, entry)| detour(jump.from.start, entry.addr));
-        let Some(codes) = codes.collect::<Option<Vec<_>>>() else {
+        let mut reached = plan.detours.iter().zip(&taken.entries).map(|(jump, entry)| (jump.from.start, entry.addr));
+        if reached.any(|(from, entry)| detour(from, entry).is_none()) {
             taken.give_back();
             return None;
-        };
-        for ((jump, entry), code) in plan.detours.iter_mut().zip(&taken.entries).zip(codes) {
+        }
+        for (jump, entry) in plan.detours.iter_mut().zip(&taken.entries) {
             entry.lead_to(jump.way.to);
             jump.way.entry = Some(*entry);
-            jump.code = code;
         }
         plan.end = plan.end.max(taken.end().unwrap_or(0));
         Some(taken)
@@ -266,11 +292,16 @@ impl Engine {
     /// Registers the frames and writes the detours and thread-locals of a patch.
     fn lead_to(&mut self, patch: &Patch, plan: &Plan) -> Result<Rewritten, Refusal> {
         let tables = plan.tables();
-        let changes = plan.detours.iter().map(|jump| {
-            let bodies = self.bodies_of(&jump.from);
-            self.change(jump.from.start, jump.code, bodies, jump.way)
+        let sites = self.choose_sites(plan)?;
+        let changes = plan.detours.iter().zip(&sites).map(|(jump, site)| {
+            let code = site.lead_to(jump.way.first()).ok_or_else(|| {
+                Reason::Address.because(format!("the detour from {:#x} is too long", jump.from.start))
+            })?;
+            self.change(*site, code, self.bodies_of(&jump.from), jump.way)
         });
         let mut changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
+        let calls = place_calls(&sites, plan.end)
+            .map_err(|error| Reason::Memory.because(format!("cannot write the calls of the patch: {error}")))?;
         let proven = self.proven(plan);
         changes.extend(proven.iter().filter_map(|&place| self.straightened(place)));
         if let Some(eh_frame) = &plan.eh_frame {
@@ -280,20 +311,22 @@ impl Engine {
             if let Some(eh_frame) = &plan.eh_frame {
                 unsafe { frames::deregister(eh_frame.start) };
             }
+            discard(&calls);
             refusal
         })?;
-        for jump in &plan.detours {
+        for (jump, site) in plan.detours.iter().zip(&sites) {
             let mut bodies = self.bodies_of(&jump.from);
             let to = jump.way.to;
             let far_body = self.far_bodies.get(&to).cloned();
             bodies.extend(far_body.or_else(|| self.tables.iter().chain(&tables).find_map(|t| t.function(to))));
             bodies.extend(jump.way.entry.map(|entry| entry.code()));
+            bodies.extend(site.second_call.iter().flat_map(SecondCall::passage));
             self.bodies.insert(jump.from.start, bodies);
         }
-        let detours = plan.detours.iter().zip(&changes).map(|(jump, change)| Undoable {
-            from: change.from,
+        let detours = plan.detours.iter().zip(sites).zip(changes).map(|((jump, site), change)| Undoable {
+            site,
             way: jump.way,
-            overwritten: change.overwritten,
+            overwritten: change.writes.into_iter().map(|write| (write.addr, write.overwritten)).collect(),
             ran: None,
         });
         let detours = detours.collect();
@@ -311,7 +344,7 @@ impl Engine {
         self.code.extend_from_slice(&plan.code);
         self.tables.extend(tables);
         self.frames.extend(plan.eh_frame.iter().map(|eh_frame| eh_frame.start));
-        self.next = plan.end.next_multiple_of(SLOT_SIZE);
+        self.next = calls.end.next_multiple_of(SLOT_SIZE);
         Ok(rewritten)
     }
 
@@ -324,9 +357,37 @@ impl Engine {
 
     /// The change of a detour to one that leads straight to where it leads.
     fn straightened(&self, place: (usize, usize)) -> Option<Change> {
-        let Undoable { from, way, .. } = *self.detour(place);
-        let (code, overwritten) = (detour(from, way.to)?, detour(from, way.first())?);
-        Some(Change { from, code, overwritten, old_bodies: Vec::new(), jumping_back: 0..0 })
+        let Undoable { site, way, .. } = self.detour(place);
+        self.change(*site, site.lead_to(way.to)?, Vec::new(), *way).ok()
+    }
+
+    /// Where the detours of a patch are to be. A function that has one keeps it there.
+    fn choose_sites(&self, plan: &Plan) -> Result<Vec<Site>, Refusal> {
+        let in_force = self.newest_detours(&mut BTreeSet::new());
+        let mut sites: Vec<Site> = in_force.into_iter().map(|place| self.detour(place).site).collect();
+        let mut free = plan.end..self.region.end.min(plan.end + self.host.page_size);
+        let mut chosen = Vec::with_capacity(plan.detours.len());
+        for jump in &plan.detours {
+            let known = sites.iter().find(|site| site.from == jump.from.start).copied();
+            let call_addr = (free.end - free.start >= CALL_LEN as u64).then_some(free.start);
+            let site = match known {
+                Some(site) => site,
+                None => Site::choose(jump, &self.code_of(&jump.from), &sites, call_addr, &self.memory)?,
+            };
+            if known.is_none() {
+                free.start += site.second_call.map_or(0, |_| CALL_LEN as u64);
+                sites.push(site);
+            }
+            chosen.push(site);
+        }
+        Ok(chosen)
+    }
+
+    fn code_of(&self, function: &Range<u64>) -> Vec<u8> {
+        let mut code = vec![0; (function.end - function.start).min(MAX_SEARCHED) as usize];
+        let read = self.memory.read(function.start, &mut code);
+        code.truncate(read);
+        code
     }
 
     fn detour(&self, (patch, number): (usize, usize)) -> &Undoable {
@@ -338,7 +399,9 @@ impl Engine {
         let mut newest = Vec::new();
         for (patch, in_force) in self.patches.iter().enumerate().rev() {
             let numbered = in_force.detours.iter().enumerate();
-            newest.extend(numbered.filter(|(_, detour)| seen.insert(detour.from)).map(|(number, _)| (patch, number)));
+            newest.extend(
+                numbered.filter(|(_, detour)| seen.insert(detour.site.from)).map(|(number, _)| (patch, number)),
+            );
         }
         newest
     }
@@ -352,19 +415,36 @@ impl Engine {
         self.bodies.get(&function.start).cloned().unwrap_or_else(|| vec![function.clone()])
     }
 
-    /// A change of the function at `from`, after which calls go this way.
-    fn change(&self, from: u64, code: [u8; DETOUR_LEN], bodies: Vec<Range<u64>>, way: Way) -> Result<Change, Refusal> {
-        let mut overwritten = [0; DETOUR_LEN];
-        if self.memory.read(from, &mut overwritten) != DETOUR_LEN {
-            return Err(Reason::Memory.because(format!("cannot read the code at {from:#x}")));
+    /// A change of a function, after which calls go this way.
+    fn change(
+        &self,
+        site: Site,
+        code: Vec<(u64, Vec<u8>)>,
+        bodies: Vec<Range<u64>>,
+        way: Way,
+    ) -> Result<Change, Refusal> {
+        let mut writes = Vec::with_capacity(code.len());
+        for (addr, code) in code {
+            let mut overwritten = vec![0; code.len()];
+            if self.memory.read(addr, &mut overwritten) != code.len() {
+                return Err(Reason::Memory.because(format!("cannot read the code at {addr:#x}")));
+            }
+            if code != overwritten {
+                writes.push(Write { addr, code, overwritten });
+            }
         }
+        let from = site.from;
         let own = bodies.iter().find(|body| body.start == from).cloned().unwrap_or_default();
-        let mut code_of_own = vec![0; (own.end - own.start).min(MAX_SEARCHED) as usize];
-        let read = self.memory.read(from, &mut code_of_own);
-        let jumping_back = if jumps_under_detour(&code_of_own[..read]) { own } else { 0..0 };
+        let at_start = writes.iter().find(|write| write.addr == from && site.second_call.is_none());
+        let comes_back = at_start.is_some_and(|write| {
+            let len = write.code.len();
+            let entered = entered_under_detour(&self.code_of(&own), len);
+            entered & ((1 << len) - 1) != 0 && write.differs_from(from + 1)
+        });
+        let jumping_back = if comes_back { own } else { 0..0 };
         let to = self.far_bodies.get(&way.to).map_or(way.to, |body| body.start);
         let old_bodies = bodies.into_iter().filter(|body| ![to, way.first()].contains(&body.start)).collect();
-        Ok(Change { from, code, overwritten, old_bodies, jumping_back })
+        Ok(Change { from, writes, old_bodies, jumping_back })
     }
 
     /// Takes back all patches after `to`, or all.
@@ -379,12 +459,13 @@ impl Engine {
         };
         let mut restored = BTreeMap::new();
         for detour in self.patches[kept..].iter().rev().flat_map(|patch| &patch.detours) {
-            restored.insert(detour.from, detour.overwritten); // the oldest comes last and counts
+            // The oldest comes last and counts.
+            restored.insert(detour.site.from, (detour.site, detour.overwritten.clone()));
         }
-        let changes = restored.into_iter().map(|(from, code)| {
+        let changes = restored.into_iter().map(|(from, (site, code))| {
             let mut in_force = self.patches[..kept].iter().rev().flat_map(|patch| &patch.detours);
-            let way = in_force.find(|detour| detour.from == from).map_or(Way::straight(from), |detour| detour.way);
-            self.change(from, code, self.bodies.get(&from).cloned().unwrap_or_default(), way)
+            let way = in_force.find(|detour| detour.site.from == from).map_or(Way::straight(from), |detour| detour.way);
+            self.change(site, code, self.bodies.get(&from).cloned().unwrap_or_default(), way)
         });
         let changes = changes.collect::<Result<Vec<Change>, Refusal>>()?;
         let verify = begun.elapsed();
@@ -426,7 +507,7 @@ impl Engine {
                 ran.told = true;
                 let (patch, after_us, within_us) = (patch.patch.clone(), us(ran.after), us(ran.within));
                 let first = found.entry(ran.after).or_insert(Ran { patch, from: Vec::new(), after_us, within_us });
-                first.from.push(detour.from);
+                first.from.push(detour.site.from);
             }
             told.extend(found.into_values());
         }
@@ -572,8 +653,12 @@ impl Engine {
 /// Whether a host is loaded, and not again: then it would have its own code, where the newest patch wrote a jump.
 fn is_patched(host: &Host, patches: &[InForce], memory: &Memory) -> bool {
     let is_written = |jump: &Undoable| {
-        let mut code = [0; DETOUR_LEN];
-        memory.read(jump.from, &mut code) == DETOUR_LEN && detour(jump.from, jump.way.first()) == Some(code)
+        let expected = jump.site.lead_to(jump.way.first()).unwrap_or_default();
+        expected.iter().all(|(addr, code)| {
+            let mut found = [0; DETOUR_LEN];
+            let found = &mut found[..code.len()];
+            memory.read(*addr, found) == code.len() && found == code
+        })
     };
     host.library().is_none()
         || host.is_loaded() && patches.iter().rev().find_map(|patch| patch.detours.first()).map_or(true, is_written)
@@ -609,7 +694,7 @@ fn rewrite_once(
             starting |= thread_start.contains(&within);
             busy = busy.or_else(|| idle.iter().position(|bodies| bodies.iter().any(|body| body.contains(&within))));
             for (number, change) in changes.iter().enumerate() {
-                if change.from < at && at < change.from + DETOUR_LEN as u64 {
+                if change.is_entered(at) {
                     inside = Some(change.from);
                 }
                 // A thread at the first byte of what is rewritten has yet to run it.
@@ -636,19 +721,21 @@ fn rewrite_once(
         }
         tids.push(tid);
     }
-    for (done, change) in changes.iter().enumerate() {
-        if let Err(error) = memory.write_code(change.from, &change.code) {
-            for change in changes.iter().take(done + 1) {
-                let _ = memory.write_code(change.from, &change.overwritten);
-            }
+    let writes = || changes.iter().flat_map(|change| &change.writes);
+    let take_back = |count| {
+        for write in writes().take(count) {
+            let _ = memory.write_code(write.addr, &write.overwritten);
+        }
+    };
+    for (done, write) in writes().enumerate() {
+        if let Err(error) = memory.write_code(write.addr, &write.code) {
+            take_back(done + 1);
             return Err(Hindrance::Unwritable(error));
         }
     }
-    if let Some(lost) = changes.iter().find(|change| code_at(change.from) != change.code) {
-        for change in changes {
-            let _ = memory.write_code(change.from, &change.overwritten);
-        }
-        return Err(Hindrance::Lost(lost.from));
+    if let Some(lost) = writes().find(|write| !write.is_there()) {
+        take_back(usize::MAX);
+        return Err(Hindrance::Lost(lost.addr));
     }
     if let Some(locals) = locals {
         unsafe { locals.write(parked.thread_pointers()) };
@@ -701,6 +788,24 @@ fn copy(plan: &Plan, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Puts the calls in place that sites need from `start` on, a page of its own; the pages that they take.
+fn place_calls(sites: &[Site], start: u64) -> io::Result<Range<u64>> {
+    let calls = sites.iter().filter_map(|site| site.second_call.as_ref()).filter(|call| call.addr >= start);
+    let code: Vec<u8> = calls.flat_map(|call| call.code()).collect();
+    let range = pages(&(start..start + code.len() as u64));
+    if code.is_empty() {
+        return Ok(range);
+    }
+    protect(&range, libc::PROT_READ | libc::PROT_WRITE)?;
+    unsafe { ptr::copy_nonoverlapping(code.as_ptr(), start as *mut u8, code.len()) };
+    protect(&range, libc::PROT_READ | libc::PROT_EXEC)?;
+    synchronize_code(&range);
+    match code == unsafe { slice::from_raw_parts(start as *const u8, code.len()) } {
+        true => Ok(range),
+        false => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// Where memory, as the processor sees it, does not have what [`copy`] was to put there.
 fn first_difference(plan: &Plan, bytes: &[u8]) -> Option<u64> {
     plan.segments.iter().find_map(|segment| {
@@ -718,10 +823,6 @@ fn first_difference(plan: &Plan, bytes: &[u8]) -> Option<u64> {
         let at = found.iter().zip(&*expected).position(|(found, expected)| found != expected)?;
         Some(segment.addr + at as u64)
     })
-}
-
-fn code_at(addr: u64) -> [u8; DETOUR_LEN] {
-    unsafe { ptr::read_volatile(addr as *const [u8; DETOUR_LEN]) }
 }
 
 fn lost(addr: u64) -> Refusal {

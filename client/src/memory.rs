@@ -1,6 +1,6 @@
 //! The region that patches live in, and writing to the program's code.
 
-use crate::arch::{returning, synchronize_code, DETOUR_LEN, REACH, REGION_SIZES};
+use crate::arch::{returning, synchronize_code, REACH, REGION_SIZES};
 use libc::{c_int, c_void};
 use std::fs::{File, OpenOptions};
 use std::ops::Range;
@@ -96,9 +96,9 @@ impl Memory {
     /// Overwrites code with all other threads parked. Takes no lock, allocates nothing.
     ///
     /// Hardened kernels refuse to write through protections; there, and in emulators, changed copies take the pages' places.
-    pub fn write_code(&self, addr: u64, code: &[u8; DETOUR_LEN]) -> io::Result<()> {
-        let range = addr..addr + DETOUR_LEN as u64;
-        if !(self.reaches_code && matches!(self.file.write_at(code, addr), Ok(DETOUR_LEN))) {
+    pub fn write_code(&self, addr: u64, code: &[u8]) -> io::Result<()> {
+        let range = addr..addr + code.len() as u64;
+        if !(self.reaches_code && self.file.write_at(code, addr).is_ok_and(|written| written == code.len())) {
             replace_pages(&pages(&range), addr, code)?;
         }
         synchronize_code(&range);

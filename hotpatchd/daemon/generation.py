@@ -38,6 +38,7 @@ from hotpatchd.objfile.host_index import HostCode, HostIndex, host_index
 from hotpatchd.objfile.library_object import program_build_id
 from hotpatchd.objfile.machines import MACHINES
 from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.padding import Padding
 from hotpatchd.objfile.symbols import read_symbols
 
 _DEPENDENCY = "dependency="
@@ -145,13 +146,15 @@ class Host:
         links = LinkCache(cache, host=self.build_id, linker=version)
         if images is not None:
             optimised = any(opt_level_of(capture.argv) != "0" for capture in self.program.captures)
+            code = HostCode(self.kept_executable, images.host.header)
             origin = await asyncio.to_thread(
                 Origin.of,
                 images.host,
                 archives=archive_set,
                 crate_names=crate_names,
                 baseline=baseline,
-                host_code=HostCode(self.kept_executable, images.host.header) if optimised else None,
+                host_code=code if optimised else None,
+                padding=Padding(images.host, code),
                 lto=lto_of(tip.argv),
             )
             self._patcher = Patcher(

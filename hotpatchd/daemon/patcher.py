@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hotpatchd.core.client import Detour, DylibPatch, Idle, Patch, ThreadLocalImage
+from hotpatchd.core.client import Detour, DylibPatch, Gap, Idle, Patch, ThreadLocalImage
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import BuildError, HotpatchdError, ObjectError
 from hotpatchd.core.events import Functions, Refusal
@@ -256,7 +256,18 @@ class Patcher:
                 if addr in seen:
                     continue
                 seen.add(addr)
-                yield name, Detour(from_addr=addr + session.hello.slide, to_addr=new_code.addr, size=size)
+                room, padding = self._room(session, addr, size)
+                from_addr = addr + session.hello.slide
+                yield name, Detour(from_addr=from_addr, to_addr=new_code.addr, size=size, room=room, padding=padding)
+
+    def _room(self, session: Session, addr: int, size: int) -> tuple[int | None, tuple[Gap, ...]]:
+        """What a detour of the function at a link-time address may use: see `Detour`."""
+        host, slide = self.origin.host, session.hello.slide
+        if not session.hello.short_jumps or not host.function_names_at(addr):
+            return None, ()
+        room = max(size, host.room_at(addr))
+        padding = tuple(replace(gap, addr=gap.addr + slide) for gap in self.origin.padding.near(addr))
+        return room if room < self.origin.machine.detour_size else None, padding
 
     async def _carry(self, session: Session, plan: Plan, image: Image, elf_path: Path, identity: str) -> Carrier:
         """Link the library for a client that enters new code by a jump table, which covers all patches so far."""

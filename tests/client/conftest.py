@@ -44,6 +44,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "nameless": ["gcc", "-g", "-O1", "-pthread", "-Wl,--build-id=none", "host.c"],
         "rust": ["rustc", "--edition=2021", "-Cdebuginfo=1", "host.rs"],
         "threads": ["gcc", "-g", "-O1", "-pthread", "threads.c"],
+        "tight": ["gcc", "-g", "-O1", "-pthread", "tight.c"],
         "linger": ["gcc", "linger.c"],
         "loader": ["gcc", "loader.c"],
     }

@@ -59,6 +59,7 @@ async def test_hello_says_who_the_program_is(stage: Stage) -> None:
             "page_size": os.sysconf("SC_PAGESIZE"),
             "kind": "image",
             "in_place": True,
+            "short_jumps": True,
             "patches": [],
         }
         assert re.fullmatch("[0-9a-f]{64}", hello["nonce"])

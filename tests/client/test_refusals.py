@@ -66,6 +66,14 @@ CASES: dict[str, tuple[str, Callable[[Image], Image]]] = {
     "detour of data": ("address", lambda i: _detour(i, **{"from": i.message["segments"][0]["addr"]})),
     "detour of nothing": ("address", lambda i: _detour(i, **{"from": 2**64 - 1})),
     "detour to the program": ("address", lambda i: _detour(i, to=i.message["detours"][0]["from"])),
+    "padding elsewhere": (
+        "address",
+        lambda i: _detour(i, padding=[{"addr": i.message["segments"][0]["addr"], "size": 8}]),
+    ),
+    "padding that wraps": (
+        "address",
+        lambda i: _detour(i, padding=[{"addr": i.message["detours"][0]["from"], "size": 2**64 - 1}]),
+    ),
     "overlapping detours": (
         "malformed",
         lambda i: i.with_changes(
