@@ -1,4 +1,4 @@
-//! Leaves a note of the fault that ends the program, for the daemon to read when the process is gone.
+//! Leaves a note of the fault that ends the program, for the daemon to read when the process is gone, and the counts of panics.
 //!
 //! Nothing is installed before the first patch comes. From then on, the handler of each signal that a fault raises writes down the
 //! thread and its callers, and has what was there before it run: the program's own handler, or the default action, which
@@ -6,15 +6,17 @@
 //! descriptor, and it outlives the process. A handler that the program installs later takes the place of this one.
 
 use crate::arch::{call_on_stack, code_address, registers, General, HAS_LINK_REGISTER, RETURN_ADDRESS, STACK_POINTER};
+use crate::panics::Panics;
 use crate::unwind::{with_modules, Module, Registers, Source, Walker};
 use libc::{c_int, c_void, pid_t, sigaction, siginfo_t, ucontext_t};
 use std::cell::UnsafeCell;
 use std::fs::{self, OpenOptions};
 use std::mem::{size_of, transmute, zeroed};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{fence, AtomicI32, AtomicPtr, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{fence, AtomicI32, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use std::{io, process, ptr, thread};
 
@@ -29,12 +31,19 @@ const WRITING_LIMIT_MS: u32 = 200;
 
 /// What the file holds; `docs/wire.md` describes it.
 #[repr(C)]
+struct Page {
+    note: Note,
+    panics: Panics,
+}
+
+#[repr(C)]
 struct Note {
     magic: [u8; 8],
     pid: u32,
     tid: u32,
     /// The signal of the fault, -1 for a panic; 0 while there is none.
     signal: i32,
+    /// Of a panic, the number of its site among the panics; 0 where it went through no patched code.
     code: i32,
     /// The newest signal: another one where the handler of `signal` called `abort`.
     last_signal: i32,
@@ -60,6 +69,10 @@ struct Recorder {
     walker: Walker<'static>,
 }
 
+/// Where the file is mapped: once there, there is always one.
+static PAGE: AtomicPtr<Page> = AtomicPtr::new(ptr::null_mut());
+/// The addresses at which patches may lie, start and end.
+static PATCHES: [AtomicU64; 2] = [AtomicU64::new(0), AtomicU64::new(0)];
 /// Who takes it out has it alone.
 static RECORDER: AtomicPtr<Recorder> = AtomicPtr::new(ptr::null_mut());
 /// What was there before, in the order of `SIGNALS`; null until the handlers are installed.
@@ -74,10 +87,10 @@ struct Stack(UnsafeCell<[u8; STACK_SIZE]>);
 unsafe impl Sync for Stack {}
 static STACK: Stack = Stack(UnsafeCell::new([0; STACK_SIZE]));
 
-/// Notes faults from now on, in the file `crash` of that directory; `tables` are those of the patches.
+/// Notes faults and panics from now on, in the file `crash` of that directory; `tables` are those of the patches, which lie in `region`.
 ///
 /// Only the client's thread may call it.
-pub fn watch(directory: &Path, tables: &[Module]) -> io::Result<()> {
+pub fn watch(directory: &Path, tables: &[Module], region: &Range<u64>) -> io::Result<()> {
     let path = directory.join("crash");
     let mut modules = Vec::new();
     with_modules(|loaded| modules = loaded);
@@ -85,12 +98,10 @@ pub fn watch(directory: &Path, tables: &[Module]) -> io::Result<()> {
     let walker = Walker::new(modules, &OwnMemory);
     let note = match forget() {
         Some(former) if former.path == path && path.exists() => former.note,
-        Some(former) => {
-            unsafe { libc::munmap(former.note.cast(), size_of::<Note>()) };
-            new_note(&path)?
-        }
-        None => new_note(&path)?,
+        _ => new_note(&path)?,
     };
+    PATCHES[0].store(region.start, SeqCst);
+    PATCHES[1].store(region.end, SeqCst);
     RECORDER.store(Box::into_raw(Box::new(Recorder { path, note, walker })), SeqCst);
     if FORMER.load(SeqCst).is_null() {
         install();
@@ -120,21 +131,30 @@ pub fn unload() {
     }
 }
 
+/// The panics so far, and the addresses at which patches may lie; `None` before the first patch, and in forked processes.
+pub fn panics() -> Option<(&'static Panics, Range<u64>)> {
+    let page = unsafe { PAGE.load(SeqCst).as_ref() }?;
+    let [start, end] = &PATCHES;
+    (page.note.pid == process::id()).then(|| (&page.panics, start.load(SeqCst)..end.load(SeqCst)))
+}
+
+/// Maps a new file, in the place of the former one if there is any: threads may be writing.
 fn new_note(path: &Path) -> io::Result<*mut Note> {
     fs::create_dir_all(path.parent().unwrap_or(path))?;
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.set_len(size_of::<Note>() as u64)?;
+    let _ = fs::remove_file(path); // which may be the former one: what is mapped must not become shorter
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+    let size = size_of::<Page>();
+    file.set_len(size as u64)?;
+    file.write_all_at(&MAGIC, 0)?;
+    file.write_all_at(&process::id().to_ne_bytes(), MAGIC.len() as u64)?;
+    let former = PAGE.load(SeqCst);
+    let flags = libc::MAP_SHARED | if former.is_null() { 0 } else { libc::MAP_FIXED };
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let (size, fd) = (size_of::<Note>(), file.as_raw_fd());
-    match unsafe { libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, 0) } {
+    match unsafe { libc::mmap(former.cast(), size, protection, flags, file.as_raw_fd(), 0) } {
         libc::MAP_FAILED => Err(io::Error::last_os_error()),
         mapped => {
-            let note = mapped.cast::<Note>();
-            unsafe {
-                (*note).magic = MAGIC;
-                (*note).pid = process::id();
-            }
-            Ok(note)
+            PAGE.store(mapped.cast(), SeqCst);
+            Ok(mapped.cast())
         }
     }
 }
@@ -255,7 +275,7 @@ extern "C" fn note_fault(fault: *mut c_void) {
         note.code = (**info).si_code;
         note.fault_addr = (**info).si_addr() as u64;
         note.stack_pointer = general[STACK_POINTER];
-        libc::prctl(libc::PR_GET_NAME, note.thread.as_mut_ptr());
+        note.thread = thread_name();
         note.frames[0] = Frame { addr: at, function: 0 };
         note.frame_count = 1;
         fence(SeqCst);
@@ -281,16 +301,15 @@ extern "C" fn note_fault(fault: *mut c_void) {
 }
 
 /// Notes a panic of this thread, which may end the program.
-#[cfg(all(target_env = "gnu", not(target_feature = "crt-static"), not(feature = "linked")))]
-pub fn note_panic(calls: &[u64]) {
+pub fn note_panic(calls: &[u64], site: u32) {
     const PANIC: i32 = -1;
     unsafe {
         with_note(|recorder| {
             let note = &mut *recorder.note;
             note.signal = 0;
             fence(SeqCst);
-            (note.tid, note.code, note.fault_addr, note.stack_pointer) = (libc::gettid() as u32, 0, 0, 0);
-            libc::prctl(libc::PR_GET_NAME, note.thread.as_mut_ptr());
+            (note.tid, note.code, note.fault_addr, note.stack_pointer) = (libc::gettid() as u32, site as i32, 0, 0);
+            note.thread = thread_name();
             for (frame, &addr) in note.frames.iter_mut().zip(calls) {
                 let function = recorder.walker.function(addr).map_or(0, |function| function.start);
                 *frame = Frame { addr, function };
@@ -300,6 +319,13 @@ pub fn note_panic(calls: &[u64]) {
             (note.last_signal, note.signal) = (PANIC, PANIC);
         });
     }
+}
+
+/// The name of this thread, ending with a zero.
+pub fn thread_name() -> [u8; 16] {
+    let mut name = [0; 16];
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    name
 }
 
 /// The instruction that called what is no code, and the registers there.

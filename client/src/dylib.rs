@@ -123,6 +123,7 @@ impl<R: Redirect> Patcher for Dylibs<R> {
         wire::Program {
             kind: wire::Kind::Dylib,
             in_place: R::IN_PLACE,
+            short_jumps: false,
             instance: &self.instance,
             build_id: &self.program.build_id,
             exe: Cow::Borrowed(&self.program.exe),

@@ -9,6 +9,8 @@ use crate::host::{Host, Loads, Module};
 use crate::memory;
 use crate::patcher::Patcher;
 use crate::wire::{Applied, Patch, Program, Ran, Refusal};
+use crate::LOOK_AGAIN;
+use std::mem;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,11 +28,22 @@ pub struct Hosts {
     loads: Option<Loads>,
     /// The daemon's directory, where it is known.
     state: Option<PathBuf>,
+    /// How many panics the daemon was told of.
+    told_panics: u64,
 }
 
 impl Hosts {
     pub fn new(program: Engine, state: Option<PathBuf>) -> Hosts {
-        Hosts { program, libraries: Vec::new(), wanted: None, unwanted: Vec::new(), current: None, loads: None, state }
+        Hosts {
+            program,
+            libraries: Vec::new(),
+            wanted: None,
+            unwanted: Vec::new(),
+            current: None,
+            loads: None,
+            state,
+            told_panics: 0,
+        }
     }
 
     /// Forgets libraries that have been unloaded.
@@ -97,7 +110,7 @@ impl Hosts {
     fn watch_for_crashes(&mut self) {
         let Some(patches) = self.state.as_ref().map(|state| state.join("patches")) else { return };
         let engine = self.engine();
-        let _ = crash::watch(&patches.join(&engine.instance), engine.tables());
+        let _ = crash::watch(&patches.join(&engine.instance), engine.tables(), &engine.reserved());
     }
 
     fn engine(&mut self) -> &mut Engine {
@@ -159,11 +172,19 @@ impl Patcher for Hosts {
         self.engine().take_ran()
     }
 
+    fn has_panicked(&mut self) -> bool {
+        let panics = crash::panics().map_or(0, |(panics, _)| panics.total());
+        mem::replace(&mut self.told_panics, panics) != panics
+    }
+
     fn next_look(&self) -> Option<Duration> {
-        self.place().map_or(&self.program, |place| &self.libraries[place]).next_look()
+        let ran = self.place().map_or(&self.program, |place| &self.libraries[place]).next_look();
+        let panics = crash::panics().map(|_| LOOK_AGAIN); // which cannot wake this thread
+        ran.into_iter().chain(panics).min()
     }
 
     fn tell_again(&mut self) {
+        self.told_panics = 0;
         self.engine().tell_again();
     }
 

@@ -4,7 +4,7 @@
 //! background thread and keeps out of the program's way: it never prints, and without a daemon it waits. What a program on
 //! Linux can notice: one more thread, which takes no signals and has a table of file descriptors of its own; 128 MiB of
 //! reserved address space (on aarch64 less); 4 KiB of each thread's stack for thread-locals; from the first patch on, handlers of the
-//! signals of faults, which call those that were there before; while a patch is applied,
+//! signals of faults, which call those that were there before, and panics that take some microseconds longer; while a patch is applied,
 //! all threads stand still for a moment, and system calls that are not restarted after a signal (`poll`, `nanosleep`) end early
 //! with `EINTR`, as they may at any time.
 
@@ -46,7 +46,7 @@ mod memory;
 #[cfg_attr(target_vendor = "apple", path = "os/apple.rs")]
 #[cfg_attr(windows, path = "os/windows.rs")]
 mod os;
-#[cfg(all(target_os = "linux", target_env = "gnu", not(target_feature = "crt-static"), not(feature = "linked")))]
+#[cfg(target_os = "linux")]
 mod panics;
 #[cfg(target_os = "linux")]
 mod park;
@@ -54,6 +54,8 @@ mod patcher;
 #[cfg(target_os = "linux")]
 mod proof;
 mod session;
+#[cfg(target_os = "linux")]
+mod site;
 #[cfg(target_os = "linux")]
 mod unwind;
 mod wire;

@@ -40,7 +40,13 @@ pub trait Patcher {
         Vec::new()
     }
 
-    /// How soon to ask for that again; `None` where there is nothing to wait for.
+    /// Whether panics went through patched code that were not told yet.
+    #[cfg(target_os = "linux")]
+    fn has_panicked(&mut self) -> bool {
+        false
+    }
+
+    /// How soon to ask for these again; `None` where there is nothing to wait for.
     fn next_look(&self) -> Option<Duration> {
         None
     }

@@ -175,11 +175,15 @@ impl Connection {
         }
     }
 
-    /// Tells what has run, and makes sure to be back in time for the next look.
+    /// Tells what has run and panicked, and makes sure to be back in time for the next look.
     fn look_around(&mut self, patcher: &mut dyn Patcher) -> Result<(), Broken> {
         #[cfg(target_os = "linux")]
         for ran in patcher.take_ran() {
             self.send(Body::Ran(ran))?;
+        }
+        #[cfg(target_os = "linux")]
+        if patcher.has_panicked() {
+            self.send(Body::Panicked {})?;
         }
         let patience = if patcher.is_lasting() { SILENCE_LIMIT } else { LOOK_AGAIN };
         let patience = patcher.next_look().map_or(patience, |next| patience.min(next));

@@ -133,6 +133,19 @@ pub struct Detour {
     pub from: u64,
     pub to: u64,
     pub size: u64,
+    #[cfg(target_os = "linux")]
+    pub room: Option<u64>,
+    #[cfg(target_os = "linux")]
+    #[serde(default)]
+    pub padding: Vec<Padding>,
+}
+
+/// Bytes between two functions that belong to neither.
+#[cfg(target_os = "linux")]
+#[derive(Deserialize)]
+pub struct Padding {
+    pub addr: u64,
+    pub size: u64,
 }
 
 #[derive(Serialize)]
@@ -158,6 +171,9 @@ pub enum Body<'a> {
     },
     #[cfg(target_os = "linux")]
     Ran(Ran),
+    /// Panics have gone through patched code since the last such message: the note has their counts.
+    #[cfg(target_os = "linux")]
+    Panicked {},
 }
 
 #[derive(Serialize)]
@@ -174,6 +190,7 @@ pub struct Hello<'a> {
 pub struct Program<'a> {
     pub kind: Kind,
     pub in_place: bool,
+    pub short_jumps: bool,
     pub instance: &'a str,
     pub build_id: &'a str,
     pub exe: Cow<'a, str>,
@@ -275,6 +292,8 @@ pub enum Reason {
     Memory,
     #[cfg(any(target_os = "linux", windows))]
     Park,
+    #[cfg(target_os = "linux")]
+    TooShort,
     Malformed,
     UnknownPatch,
 }

@@ -10,7 +10,17 @@ PROTOCOL = 1
 
 RejectReason = Literal["protocol", "token", "build_id", "malformed"]
 RefuseReason = Literal[
-    "hash", "build_id", "address", "import", "layout", "load", "memory", "park", "malformed", "unknown_patch"
+    "hash",
+    "build_id",
+    "address",
+    "import",
+    "layout",
+    "load",
+    "memory",
+    "park",
+    "too_short",
+    "malformed",
+    "unknown_patch",
 ]
 PatchKind = Literal["image", "dylib"]
 Protection = Literal["r", "rw", "rx"]
@@ -49,7 +59,8 @@ class Hello:
     `instance` differs for every process; `slide` is the run-time address minus the link-time address;
     `patches` are the identities of the patches in force, oldest first. `kind` is what the client takes, `Patch` or
     `DylibPatch`; a client for dylibs has an empty region and no thread-local reserve. Where it is not `in_place`, the
-    program's code stays as it is, and only calls that the program makes through the client reach new functions. With a
+    program's code stays as it is, and only calls that the program makes through the client reach new functions. With
+    `short_jumps` the client can put a jump into padding, and lead there from a function that has no room for it. With a
     `library`, that is what `build_id` and `slide` are of; else they are of the program.
     """
 
@@ -65,6 +76,7 @@ class Hello:
     patches: tuple[str, ...]
     kind: PatchKind = "image"
     in_place: bool = True
+    short_jumps: bool = False
     library: LoadedLibrary | None = None
 
 
@@ -106,12 +118,26 @@ class EhFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Bytes between two functions that belong to neither."""
+
+    addr: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Detour:
-    """The jump that replaces the function at `from_addr`, of `size` bytes, by the one at `to_addr`."""
+    """The jump that replaces the function at `from_addr`, of `size` bytes, by the one at `to_addr`.
+
+    `room` are the bytes from there on that no other function has; None where they are enough for every jump. `padding`
+    is what a short jump reaches.
+    """
 
     from_addr: int
     to_addr: int
     size: int
+    room: int | None = None
+    padding: tuple[Gap, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +292,13 @@ class ClientRan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientPanicked:
+    """Panics went through patched code in a client's program; the file that it leaves its notes in counts them."""
+
+    client: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientLost:
     """The connection of a welcomed client ended; what was sent and not answered stays unanswered."""
 
@@ -273,4 +306,4 @@ class ClientLost:
     reason: str
 
 
-ClientEvent = ClientHello | ClientAnswer | ClientRan | ClientLost
+ClientEvent = ClientHello | ClientAnswer | ClientRan | ClientPanicked | ClientLost

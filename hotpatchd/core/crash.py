@@ -1,11 +1,11 @@
-"""The fault that ended a program: what its client noted, and which edit brought the code that failed.
+"""Faults that end a program, and panics: what its client noted, and which edit brought the code that failed.
 
 Addresses are run-time addresses.
 """
 
 import signal
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 PANIC = -1
@@ -15,6 +15,12 @@ _MAGIC = b"hpcrash1"
 _HEADER = struct.Struct("=8sIIiiiIQQ16s")
 """Magic, process, thread, signal, code, last signal, number of frames, fault address, stack pointer, thread name."""
 _FRAME = struct.Struct("=QQ")
+_MOST_FRAMES = 128
+_PANICS = _HEADER.size + _MOST_FRAMES * _FRAME.size + 16
+"""Where the sites of panics begin, after two counts that are the client's own."""
+_SITE = struct.Struct("=IIQQI4x16s16Q")
+"""Number, number of frames, what stands for them, count, thread, its name, frames."""
+_SITES = 64
 
 _BELOW_STACK = 4096
 """How far below the stack pointer a program touches its stack, in bytes: by pushing, and by probing page after page."""
@@ -46,6 +52,7 @@ class CrashNote:
         stack_pointer: of the thread, when it failed.
         thread: its name; the first one is called main.
         frames: the calls that led there.
+        site: of a panic, the number of the `PanicSite` that counts it; 0 where none does.
     """
 
     signal: int
@@ -54,6 +61,24 @@ class CrashNote:
     stack_pointer: int
     thread: str
     frames: tuple[NotedFrame, ...]
+    site: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PanicSite:
+    """A way through patched code that panics went.
+
+    Args:
+        number: no other site of the process has it.
+        count: how many went there.
+        thread: the name of the newest one's thread; the first one is called main.
+        frames: inside the instructions of patched code that made the calls, innermost first, each once.
+    """
+
+    number: int
+    count: int
+    thread: str
+    frames: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,9 +134,33 @@ class Crash:
 
         An edit brings instances of library functions along. Files of the workspace are named from its root.
         """
-        brought = [frame for frame in self.frames if frame.edit is not None]
-        own = (frame for frame in brought if frame.file and not frame.file.startswith("/"))
-        return next(own, brought[0] if brought else None)
+        return _own(self.frames)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Panic:
+    """Panics that went the same way through patched code, and that something caught, be it the end of their thread.
+
+    Args:
+        count: how many.
+        thread: the name of the newest one's thread; the first one is called main.
+        frames: the calls of patched code that they went through, innermost first, each once; at least one.
+    """
+
+    count: int
+    thread: str
+    frames: tuple[CrashFrame, ...]
+
+    @property
+    def patched(self) -> CrashFrame:
+        """The innermost frame of the developer's own code, if there is such; else the innermost."""
+        return _own(self.frames) or self.frames[0]
+
+
+def _own(frames: Sequence[CrashFrame]) -> CrashFrame | None:
+    brought = [frame for frame in frames if frame.edit is not None]
+    own = (frame for frame in brought if frame.file and not frame.file.startswith("/"))
+    return next(own, brought[0] if brought else None)
 
 
 def parse_note(content: bytes) -> CrashNote | None:
@@ -121,7 +170,7 @@ def parse_note(content: bytes) -> CrashNote | None:
     """
     if len(content) < _HEADER.size:
         return None
-    magic, pid, tid, number, _, last, count, fault_addr, stack_pointer, name = _HEADER.unpack_from(content)
+    magic, pid, tid, number, code, last, count, fault_addr, stack_pointer, name = _HEADER.unpack_from(content)
     frames = content[_HEADER.size : _HEADER.size + count * _FRAME.size]
     if magic != _MAGIC or not {number, last} <= {PANIC, *signal.valid_signals()} or len(frames) < count * _FRAME.size:
         return None
@@ -130,9 +179,31 @@ def parse_note(content: bytes) -> CrashNote | None:
         last_signal=last,
         fault_addr=fault_addr,
         stack_pointer=stack_pointer,
-        thread="main" if tid == pid else name.partition(b"\0")[0].decode(errors="replace"),
+        thread=_thread(tid, pid, name),
         frames=tuple(NotedFrame(addr=addr, function=function) for addr, function in _FRAME.iter_unpack(frames)),
+        site=code if number == PANIC else 0,
     )
+
+
+def parse_panics(content: bytes) -> tuple[PanicSite, ...]:
+    """Read from the file that a client leaves what panics it counted, those that began last at the end.
+
+    Source: `docs/wire.md`, "Crashes".
+    """
+    table = content[_PANICS : _PANICS + _SITES * _SITE.size]
+    if content[: len(_MAGIC)] != _MAGIC or len(table) < _SITES * _SITE.size:
+        return ()
+    pid = _HEADER.unpack_from(content)[1]
+    sites = (
+        PanicSite(number=number, count=count, thread=_thread(tid, pid, name), frames=tuple(frames[:frame_count]))
+        for number, frame_count, _, count, tid, name, *frames in _SITE.iter_unpack(table)
+        if number
+    )
+    return tuple(sorted(sites, key=lambda site: site.number))
+
+
+def _thread(tid: int, pid: int, name: bytes) -> str:
+    return "main" if tid == pid else name.partition(b"\0")[0].decode(errors="replace")
 
 
 def attribute(
@@ -147,22 +218,45 @@ def attribute(
         patches: those that were sent to it, also if they were taken back: threads may still run them.
         place_of: looks up a frame, in the patch that it lies in.
     """
-    placed = tuple(patches)
-    frames = []
-    for frame in note.frames:
-        patch = next((patch for patch in placed if patch.start <= frame.addr < patch.end), None)
-        place = place_of(frame, patch)
-        frames.append(
-            CrashFrame(function=place.function, file=place.file, line=place.line, edit=patch.edit if patch else None)
-        )
     return Crash(
         signal=_name(note.signal),
         ended_by=_name(note.last_signal),
         stack_overflow=note.signal == signal.SIGSEGV
         and -_BELOW_STACK <= note.fault_addr - note.stack_pointer < _FRAME_SIZE,
         thread=note.thread,
-        frames=tuple(frames),
+        frames=_attributed(note.frames, tuple(patches), place_of),
     )
+
+
+def attribute_panic(
+    site: PanicSite,
+    count: int,
+    patches: Iterable[PlacedPatch],
+    place_of: Callable[[NotedFrame, PlacedPatch | None], CodePlace],
+) -> Panic | None:
+    """Tell of the newest `count` panics of a site which edit brought the code; otherwise like `attribute`.
+
+    Returns:
+        None where no patch that is known has it.
+    """
+    frames = _attributed((NotedFrame(addr=addr, function=0) for addr in site.frames), tuple(patches), place_of)
+    brought = tuple(frame for frame in frames if frame.edit is not None)
+    return Panic(count=count, thread=site.thread, frames=brought) if brought else None
+
+
+def _attributed(
+    frames: Iterable[NotedFrame],
+    patches: tuple[PlacedPatch, ...],
+    place_of: Callable[[NotedFrame, PlacedPatch | None], CodePlace],
+) -> tuple[CrashFrame, ...]:
+    attributed = []
+    for frame in frames:
+        patch = next((patch for patch in patches if patch.start <= frame.addr < patch.end), None)
+        place = place_of(frame, patch)
+        attributed.append(
+            CrashFrame(function=place.function, file=place.file, line=place.line, edit=patch.edit if patch else None)
+        )
+    return tuple(attributed)
 
 
 def _name(number: int) -> str:

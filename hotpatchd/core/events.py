@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
-from hotpatchd.core.crash import Crash
+from hotpatchd.core.crash import Crash, CrashFrame
 
 VerdictName = Literal["applied", "refused", "failed", "unchanged", "restart"]
 NoteName = Literal[
@@ -251,6 +251,32 @@ class ProgramEnded:
     crash: Crash | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProgramPanicked:
+    """Panics went through patched code and were caught, if only by the end of their thread; the program goes on.
+
+    Args:
+        pid: its process.
+        edit: the edit that brought the code.
+        function: the innermost function of it that they went through; None where that cannot be told, as for its place.
+        file: where it made the call, or panicked.
+        line: of that file.
+        thread: of the newest one; the first thread is called main.
+        count: how many went there since the last such event.
+        frames: all calls of patched code that they went through, innermost first.
+    """
+
+    event: ClassVar = "program.panicked"
+    pid: int
+    edit: int
+    function: str | None
+    file: str | None
+    line: int | None
+    thread: str
+    count: int
+    frames: tuple[CrashFrame, ...]
+
+
 Event = (
     DaemonReady
     | ClientConnected
@@ -266,6 +292,7 @@ Event = (
     | BuildFinished
     | ProgramStarted
     | ProgramEnded
+    | ProgramPanicked
 )
 
 

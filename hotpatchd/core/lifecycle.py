@@ -10,7 +10,7 @@ import signal
 from dataclasses import replace
 
 from hotpatchd.core import events
-from hotpatchd.core.crash import Crash, CrashFrame
+from hotpatchd.core.crash import CrashFrame
 from hotpatchd.core.messages import (
     Adopt,
     BackgroundDue,
@@ -21,6 +21,7 @@ from hotpatchd.core.messages import (
     End,
     FullyBuilt,
     OfferRestart,
+    Panicked,
     ProgramEnded,
     ProgramStarted,
     Reply,
@@ -146,7 +147,7 @@ def program_ended(state: State, event: ProgramEnded) -> Result:
     sent = state.sent
     crashed = event.status < 0 or event.status == PANICKED or event.crash is not None
     made = _in_program(state)
-    crash = _with_edits(event.crash, made) if event.crash else None
+    crash = replace(event.crash, frames=_with_edits(event.crash.frames, made)) if event.crash else None
     failed = crash.patched if crash else None
     edit, functions = (sent.edit, sent.functions) if sent else (None, ())
     if failed:
@@ -180,7 +181,25 @@ def _in_program(state: State) -> tuple[SentEdit, ...]:
     return tuple({edit.edit: edit for edit in (*state.in_force, *((state.sent,) if state.sent else ()))}.values())
 
 
-def _with_edits(crash: Crash, made: tuple[SentEdit, ...]) -> Crash:
+def panicked(state: State, event: Panicked) -> Result:
+    """Panics went through patched code: that is told, and nothing follows from it."""
+    panic = replace(event.panic, frames=_with_edits(event.panic.frames, _in_program(state)))
+    patched = panic.patched
+    assert patched.edit is not None
+    told = events.ProgramPanicked(
+        pid=event.pid,
+        edit=patched.edit,
+        function=patched.function,
+        file=patched.file,
+        line=patched.line,
+        thread=panic.thread,
+        count=panic.count,
+        frames=panic.frames,
+    )
+    return state, (Emit(event=told),)
+
+
+def _with_edits(frames: tuple[CrashFrame, ...], made: tuple[SentEdit, ...]) -> tuple[CrashFrame, ...]:
     """Tell each frame's edit by its function: one patch may bring several edits to a program that came after them."""
 
     def edit_of(frame: CrashFrame) -> int | None:
@@ -189,7 +208,7 @@ def _with_edits(crash: Crash, made: tuple[SentEdit, ...]) -> Crash:
             return None
         return max((one.edit for one in made if one.edit <= newest and frame.function in one.functions), default=newest)
 
-    return replace(crash, frames=tuple(replace(frame, edit=edit_of(frame)) for frame in crash.frames))
+    return tuple(replace(frame, edit=edit_of(frame)) for frame in frames)
 
 
 def schedule_background(state: State) -> Result | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hotpatchd.core.client import Applied, Refused
-from hotpatchd.core.crash import Crash
+from hotpatchd.core.crash import Crash, Panic
 from hotpatchd.core.events import BuildReason, Event, Functions, Note, Refusal
 from hotpatchd.core.inputs import BuildInputs
 from hotpatchd.core.session import PatchContent, Session
@@ -151,6 +151,14 @@ class ProgramEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Panicked:
+    """Panics went through patched code of a program, which goes on."""
+
+    pid: int
+    panic: Panic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackgroundDue:
     """The daemon had nothing to do since edit `edit`, for as long as `ScheduleBackground` says."""
 
@@ -170,6 +178,7 @@ StepEvent = (
     | FullyBuilt
     | ProgramStarted
     | ProgramEnded
+    | Panicked
     | BackgroundDue
 )
 

@@ -53,6 +53,7 @@ from hotpatchd.core.messages import (
     FullyBuilt,
     Joined,
     Left,
+    Panicked,
     Prepare,
     Prepared,
     ProgramEnded,
@@ -138,6 +139,8 @@ def _take_in(state: State, event: StepEvent) -> Result:
             return lifecycle.program_started(state, event)
         case ProgramEnded():
             return lifecycle.program_ended(state, event)
+        case Panicked():
+            return lifecycle.panicked(state, event)
         case BackgroundDue():
             return lifecycle.background_due(state, event)
 

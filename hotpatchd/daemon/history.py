@@ -15,7 +15,16 @@ from typing import Any
 from hotpatchd.core.client import Detour, DylibPatch, Patch
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.errors import HotpatchdError, UsageError
-from hotpatchd.core.events import EditSettled, EditsUndone, EditVerdict, Event, PatchSent, RebuildFailed, Verdict
+from hotpatchd.core.events import (
+    EditSettled,
+    EditsUndone,
+    EditVerdict,
+    Event,
+    PatchSent,
+    ProgramPanicked,
+    RebuildFailed,
+    Verdict,
+)
 from hotpatchd.core.session import Session
 from hotpatchd.daemon.processes import run_process
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
@@ -85,6 +94,7 @@ class Edit:
         diagnostics: what rustc said, if it did not compile.
         size: of its largest patch, in bytes.
         is_undone: it was taken back.
+        panics: how many went through its code.
         patches: by the build id of the program that each is for.
     """
 
@@ -96,6 +106,7 @@ class Edit:
     diagnostics: tuple[str, ...] = ()
     size: int = 0
     is_undone: bool = False
+    panics: int = 0
     patches: dict[str, LinkedPatch] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
@@ -108,6 +119,7 @@ class Edit:
             **verdict,
             "bytes": self.size,
             "undone": self.is_undone,
+            "panics": self.panics,
         }
 
 
@@ -144,6 +156,8 @@ class History:
                 self._edits[edit].diagnostics = event.diagnostics
             case EditVerdict(edit=edit) if edit in self._edits:
                 self._edits[edit].verdict = event.verdict
+            case ProgramPanicked(edit=edit) if edit in self._edits:
+                self._edits[edit].panics += event.count
             case EditsUndone():
                 for number in event.edits:
                     if number in self._edits:

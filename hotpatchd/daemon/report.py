@@ -17,8 +17,10 @@ from hotpatchd.core.events import (
     Event,
     PatchRan,
     ProgramEnded,
+    ProgramPanicked,
     RebuildFailed,
     RebuildFinished,
+    Refusal,
     Verdict,
 )
 from hotpatchd.core.lifecycle import PANICKED
@@ -85,6 +87,8 @@ class Terminal:
                 self.say("Building", "the program goes on until this is done")
             case BuildFinished(problem=problem) if problem:
                 self.say("Failed", f"{problem}; the program goes on", "bold red")
+            case ProgramPanicked():
+                self.say("Panicked", _describe_panic(event), "bold red")
             case ProgramEnded() if event.signal or event.crash or event.status == PANICKED:
                 self.say("Ended", _describe_crash(event), "bold red")
                 for frame in _told_frames(event.crash):
@@ -93,9 +97,8 @@ class Terminal:
     def _show_verdict(self, verdict: Verdict) -> None:
         verb, style = _HEADLINES[verdict.verdict]
         self.say(verb, describe(verdict), style)
-        for refusal in verdict.refusals:
-            subject = f"{refusal.symbol}: " if refusal.symbol else ""
-            self.say("", f"{subject}{refusal.detail} [{refusal.reason}]")
+        for line in describe_refusals(verdict.refusals):
+            self.say("", line)
         for note in verdict.notes:
             self.say("note", f"{note.symbol}: {note.detail}", "bold cyan")
 
@@ -112,6 +115,12 @@ def _describe_crash(event: ProgramEnded) -> str:
         return f"by {cause} in the code of edit {failed.edit}, on thread {event.crash.thread}{told}"
     changed = f", which replaced {_names(event.functions)}" if event.functions else ""
     return f"by {cause}; the last patch was that of edit {event.edit}{changed}"
+
+
+def _describe_panic(event: ProgramPanicked) -> str:
+    place = f" at {event.file}:{event.line}" if event.file else ""
+    times = f"{event.count:,} times, last " if event.count > 1 else ""
+    return f"{times}in {event.function or 'the code'}{place} (edit {event.edit}), on thread {event.thread}"
 
 
 def _told_frames(crash: Crash | None) -> list[str]:
@@ -155,10 +164,20 @@ def describe(verdict: Verdict) -> str:
     return " ".join(parts)
 
 
+def describe_refusals(refusals: Iterable[Refusal]) -> list[str]:
+    """A line for each cause: what is refused, why, and the reason's name."""
+    symbols: dict[str, list[str]] = {}
+    for refusal in refusals:
+        symbols.setdefault(f"{refusal.detail} [{refusal.reason}]", []).extend(filter(None, [refusal.symbol]))
+    return [f"{_names(tuple(found))}: {cause}" if found else cause for cause, found in symbols.items()]
+
+
 def describe_record(record: Mapping[str, Any]) -> str:
-    """The line of a verdict, as it is found in an events file."""
+    """The line of a verdict, as it is found in an events file; of several causes of a refusal it has the first."""
     verdict = msgspec.convert(record, Verdict)
-    return f"{verdict.verdict}: {describe(verdict)}"
+    causes = describe_refusals(verdict.refusals)
+    more = f"; and {len(causes) - 1} more" if causes[1:] else ""
+    return f"{verdict.verdict}: {causes[0]}{more}" if causes else f"{verdict.verdict}: {describe(verdict)}"
 
 
 def describe_proof(row: Mapping[str, Any]) -> str:

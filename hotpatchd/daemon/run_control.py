@@ -126,10 +126,12 @@ class RunControl:
 
     async def _await_end(self, program: RunningProgram) -> None:
         status = await program.wait()
-        crash = await asyncio.to_thread(self._crashes.take, program.pid, status)
+        ending = await asyncio.to_thread(self._crashes.take, program.pid, status)
         if self._program is program:
             self._program = None
-            self._dispatch(messages.ProgramEnded(pid=program.pid, status=status, crash=crash))
+            for panic in ending.panics:
+                self._dispatch(messages.Panicked(pid=program.pid, panic=panic))
+            self._dispatch(messages.ProgramEnded(pid=program.pid, status=status, crash=ending.crash))
 
     def _on_key(self, key: str) -> None:
         match key:

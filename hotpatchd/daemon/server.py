@@ -1,8 +1,8 @@
 """The websocket server for clients and commands; `docs/wire.md` is the specification.
 
 What clients say comes out as `hotpatchd.core.client` events, in order, one connection at a time: a `ClientHello`,
-then `ClientAnswer`s and `ClientRan`s, at last a `ClientLost`. Whoever has not proved that it knows the token causes
-none.
+then `ClientAnswer`s, `ClientRan`s and `ClientPanicked`s, at last a `ClientLost`. Whoever has not proved that it knows
+the token causes none.
 
 Programs that use the `subsecond` crate are served as well, as `docs/dioxus.md` has it. They know no token; what
 happens to them comes out as `hotpatchd.core.dioxus` events.
@@ -370,6 +370,9 @@ class PatchServer:
                         raise WireError("a second hello")
                     case wire.RanMessage():
                         self._on_event(core.ClientRan(client=number, ran=wire.inward(message, core.Ran)))
+                        continue
+                    case wire.PanickedMessage():
+                        self._on_event(core.ClientPanicked(client=number))
                         continue
                     case wire.AppliedMessage():
                         answer: core.Applied | core.Refused = wire.inward(message, core.Applied)

@@ -23,6 +23,7 @@ from hotpatchd.core.client import (
     ClientEvent,
     ClientHello,
     ClientLost,
+    ClientPanicked,
     ClientRan,
     Hello,
     Patch,
@@ -675,6 +676,12 @@ class Daemon:
                 told = self._proofs.ran(event.client, self._hellos[event.client].instance, event.ran)
                 if told:
                     self._publish(told)
+            case ClientPanicked() if event.client in self._hellos:
+                pid = self._hellos[event.client].pid
+                self._spawn(
+                    self._crashes.tell_panics(pid, lambda panic: self._dispatch(core.Panicked(pid=pid, panic=panic))),
+                    essential=False,
+                )
             case ClientLost():
                 hello = self._hellos.pop(event.client, None)
                 if hello and hello.pid != self.state.program:
@@ -685,8 +692,11 @@ class Daemon:
                 self._dispatch(core.Left(client=event.client))
 
     async def _tell_crash(self, pid: int) -> None:
-        crash = await self._crashes.follow(pid)
-        if crash:
+        ending = await self._crashes.follow(pid)
+        for panic in ending.panics if ending else ():
+            self._dispatch(core.Panicked(pid=pid, panic=panic))
+        if ending and ending.crash:
+            crash = ending.crash
             self._dispatch(core.ProgramEnded(pid=pid, status=-Signals[crash.ended_by], crash=crash))
 
     def _on_devtools(self, event: DevtoolsEvent) -> None:

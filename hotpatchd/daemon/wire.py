@@ -54,12 +54,21 @@ class RejectMessage(Message):
     retry: bool
 
 
-class DetourShape(Struct, kw_only=True):
+class GapShape(Struct, kw_only=True):
+    """Bytes between two functions."""
+
+    addr: Address
+    size: Count
+
+
+class DetourShape(Struct, kw_only=True, omit_defaults=True):
     """A detour: `from` is a Python keyword."""
 
     from_addr: Address = field(name="from")
     to_addr: Address = field(name="to")
     size: Count
+    room: Count | None = None
+    padding: tuple[GapShape, ...] = ()
 
 
 class IdleShape(Struct, kw_only=True):
@@ -149,6 +158,7 @@ class HelloMessage(Message):
     patches: tuple[Hex64, ...]
     kind: core.PatchKind = "image"
     in_place: bool = True
+    short_jumps: bool = False
     library: LoadedLibraryShape | None = None
 
 
@@ -179,6 +189,10 @@ class RanMessage(Message):
     within_us: Count
 
 
+class PanickedMessage(Message):
+    """Panics went through patched code; the client's notes count them."""
+
+
 class RefusedMessage(Message):
     """A client did not do what the daemon's message `answers` asked for."""
 
@@ -189,7 +203,7 @@ class RefusedMessage(Message):
     from_addr: Address | None = field(name="from", default=None)
 
 
-ClientMessage = HelloMessage | AppliedMessage | RefusedMessage | RanMessage
+ClientMessage = HelloMessage | AppliedMessage | RefusedMessage | RanMessage | PanickedMessage
 
 
 class ControlRequest(Struct, kw_only=True, tag_field="command", tag=_tag):

@@ -51,7 +51,8 @@ class Peer:
         """Send a patch; the client's answer to it."""
         seq = await self.send(**message)
         await self.socket.send(content)
-        answer = await self.receive()
+        while (answer := await self.receive())["type"] == "panicked":
+            pass
         assert answer["answers"] == seq
         return answer
 

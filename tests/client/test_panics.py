@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+from hotpatchd.core.crash import parse_note, parse_panics
 from tests.client.conftest import Program, Stage
 from tests.client.fake_daemon import Peer
 from tests.client.images import Image
@@ -38,6 +39,32 @@ async def test_panic_unwinds_through_patched_code(stage: Stage) -> None:
         assert await program.ask_lines("answer") == ["dropped", "2"]
         await apply(stage, peer, program, PANICS)
         assert await program.ask_lines("answer") == ["dropped", "caught"]
+
+
+async def test_panics_through_patched_code_are_counted(stage: Stage) -> None:
+    """The client says that there are some; its notes have the way that they went, once, and the newest one's thread."""
+    async with stage.patching("rust") as (program, peer):
+        note = stage.state / "patches" / peer.hello["instance"] / "crash"
+        await apply(stage, peer, program, PANICS)
+        assert parse_panics(note.read_bytes()) == ()
+        for count in (1, 2):
+            await program.ask_lines("answer")
+            assert await peer.receive() == {"type": "panicked", "seq": 2 + count}
+            [site] = parse_panics(note.read_bytes())
+            assert (site.number, site.count, site.thread) == (1, count, "main")
+        [addr] = site.frames
+        assert peer.hello["region"]["addr"] <= addr < peer.hello["region"]["addr"] + peer.hello["region"]["size"]
+
+
+async def test_panics_that_leave_no_patched_code_are_not_counted(stage: Stage) -> None:
+    """What is caught below patched code goes through none of it."""
+    source = "void catch_panic(void); int replaced(int n) { catch_panic(); return n + 3; }"
+    async with stage.patching("rust") as (program, peer):
+        await apply(stage, peer, program, source)
+        assert await program.ask_lines("answer") == ["caught inside", "dropped", "4"]
+        note = (stage.state / "patches" / peer.hello["instance"] / "crash").read_bytes()
+        assert parse_note(note) is not None
+        assert parse_panics(note) == ()
 
 
 async def test_backtrace_names_patched_functions(stage: Stage) -> None:

@@ -8,7 +8,21 @@ from dataclasses import replace
 
 import pytest
 
-from hotpatchd.core.crash import CodePlace, Crash, CrashFrame, CrashNote, NotedFrame, PlacedPatch, attribute, parse_note
+from hotpatchd.core.crash import (
+    CodePlace,
+    Crash,
+    CrashFrame,
+    CrashNote,
+    NotedFrame,
+    Panic,
+    PanicSite,
+    PlacedPatch,
+    attribute,
+    attribute_panic,
+    parse_note,
+    parse_panics,
+)
+from tests.core.panic_notes import notes
 
 PATCHES = (
     PlacedPatch(edit=1, start=0x1000, end=0x2000, elf="one"),
@@ -128,3 +142,33 @@ def test_a_crash_outside_patches_belongs_to_no_edit() -> None:
 def test_a_stack_overflow_is_told_by_its_address(fault_addr: int, number: int, overflow: bool) -> None:
     """It is an access close to the stack pointer that fails."""
     assert attribute(note(0x9000, fault_addr=fault_addr, number=number), PATCHES, place_of).stack_overflow == overflow
+
+
+def test_panics_are_read() -> None:
+    """Those that began last come at the end, whatever their place; the first thread is called main."""
+    newer = PanicSite(number=65, count=2, thread="main", frames=(0x1005,))
+    older = PanicSite(number=2, count=1_234, thread="worker", frames=(0x1005, 0x2005))
+    assert parse_panics(notes(newer, older)) == (older, newer)
+
+
+@pytest.mark.parametrize("content", [b"", notes()[:-1], b"another!" + notes()[8:]])
+def test_panics_of_a_file_that_is_no_note_are_none(content: bytes) -> None:
+    """It is empty, too short, or something else."""
+    assert parse_panics(content) == ()
+
+
+def test_a_panic_is_told_with_the_innermost_own_code_that_it_went_through() -> None:
+    """Library functions that a patch brought along come before it; what lies in no patch is left out."""
+    places = {0x1005: CodePlace(function="core::unwrap", file="/rust/option.rs"), 0x2005: CodePlace(file="src/main.rs")}
+    site = PanicSite(number=1, count=9, thread="worker", frames=(0x1005, 0x9000, 0x2005))
+    panic = attribute_panic(site, 3, PATCHES, lambda frame, _: places.get(frame.addr, CodePlace()))
+    unwrap = CrashFrame(function="core::unwrap", file="/rust/option.rs", line=None, edit=1)
+    own = CrashFrame(function=None, file="src/main.rs", line=None, edit=2)
+    assert panic == Panic(count=3, thread="worker", frames=(unwrap, own))
+    assert panic.patched == own
+
+
+def test_a_panic_in_no_patch_is_nobodys() -> None:
+    """Its patch was another program's."""
+    site = PanicSite(number=1, count=1, thread="main", frames=(0x9000,))
+    assert attribute_panic(site, 1, PATCHES, place_of) is None

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 
+from hotpatchd.core.crash import CrashFrame
 from hotpatchd.core.events import (
     ClientConnected,
     ClientLost,
@@ -19,6 +20,7 @@ from hotpatchd.core.events import (
     Note,
     PatchRan,
     PatchSent,
+    ProgramPanicked,
     RebuildFailed,
     RebuildFinished,
     Refusal,
@@ -60,6 +62,21 @@ from hotpatchd.core.events import (
             PatchRan(edit=1, client=2, functions=("f",), waiting=("g",), since_save_ms=81.5, within_ms=1.0),
             '{"event": "patch.ran", "ts": 1.5, "edit": 1, "client": 2, "functions": ["f"], "waiting": ["g"],'
             ' "since_save_ms": 81.5, "within_ms": 1.0}',
+        ),
+        (
+            ProgramPanicked(
+                pid=7,
+                edit=1,
+                function="f",
+                file="src/a.rs",
+                line=3,
+                thread="worker",
+                count=2,
+                frames=(CrashFrame(function="f", file="src/a.rs", line=3, edit=1),),
+            ),
+            '{"event": "program.panicked", "ts": 1.5, "pid": 7, "edit": 1, "function": "f", "file": "src/a.rs",'
+            ' "line": 3, "thread": "worker", "count": 2,'
+            ' "frames": [{"function": "f", "file": "src/a.rs", "line": 3, "edit": 1}]}',
         ),
         (
             EditsUndone(edits=(3, 2), edit=1),

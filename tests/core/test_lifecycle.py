@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hotpatchd.core import events, messages
-from hotpatchd.core.crash import Crash, CrashFrame
+from hotpatchd.core.crash import Crash, CrashFrame, Panic
 from hotpatchd.core.events import BuildReason
 from hotpatchd.core.lifecycle import PANICKED
 from hotpatchd.core.messages import BackgroundDue, FullyBuilt, RestartAsked
@@ -383,4 +383,28 @@ def test_a_restart_ends_a_build_in_the_background() -> None:
         (BackgroundDue(edit=1), "building for background; build for background"),
         (asked(), "cancel full build; building for restart; build for restart"),
         start=BACKGROUND,
+    )
+
+
+def test_a_panic_is_told_with_its_edit_and_changes_nothing() -> None:
+    """The edit is that of the function: a patch may bring several. The program goes on, and is not restarted."""
+    before = running(Policy(starts=True, auto_restart=True, stays=True, background=False))
+    function = before.in_force[0].functions[0]
+    frame = CrashFrame(function=function, file="src/lib.rs", line=3, edit=9)
+    panic = Panic(count=2, thread="worker", frames=(frame,))
+    after, commands = step(before, messages.Panicked(pid=7, panic=panic))
+    assert after == before
+    assert commands == (
+        messages.Emit(
+            event=events.ProgramPanicked(
+                pid=7,
+                edit=1,
+                function=function,
+                file="src/lib.rs",
+                line=3,
+                thread="worker",
+                count=2,
+                frames=(replace(frame, edit=1),),
+            )
+        ),
     )

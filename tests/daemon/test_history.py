@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hotpatchd.core.events import (
     EditVerdict,
     Functions,
     PatchSent,
+    ProgramPanicked,
     RebuildFailed,
     RebuildFinished,
     Verdict,
@@ -73,6 +75,16 @@ def test_undone_edits_are_marked(history: History, tmp_path: Path) -> None:
         settle(history, edit, tmp_path / "a.rs")
     history.take(EditsUndone(edits=(3, 2), edit=1))
     assert [row["undone"] for row in history.rows()] == [False, True, True]
+
+
+def test_panics_are_counted_with_their_edit(history: History, tmp_path: Path) -> None:
+    """Those of an edit that is not kept any more are nobody's."""
+    for edit in (1, 2):
+        settle(history, edit, tmp_path / "a.rs")
+    told = ProgramPanicked(pid=7, edit=2, function="f", file=None, line=None, thread="main", count=1, frames=())
+    for panicked in (told, replace(told, edit=9), replace(told, count=3)):
+        history.take(panicked)
+    assert [row["panics"] for row in history.rows()] == [0, 4]
 
 
 def test_each_diff_is_against_the_edit_before(history: History, tmp_path: Path) -> None:

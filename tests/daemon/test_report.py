@@ -14,6 +14,7 @@ from hotpatchd.core.events import (
     Note,
     PatchRan,
     ProgramEnded,
+    ProgramPanicked,
     RebuildFailed,
     RebuildFinished,
     Refusal,
@@ -114,6 +115,24 @@ def test_refusals_name_the_subject_the_detail_and_the_reason() -> None:
     assert second.strip() == "no room [region_full]"
 
 
+def test_what_is_refused_for_one_cause_has_one_line() -> None:
+    """A program that was optimised as a whole may lack dozens of functions."""
+    refusals = tuple(Refusal(symbol=f"std::f{number}", reason="unresolved", detail="left out") for number in range(20))
+    _, line = shown(edit(Verdict(verdict="refused", refusals=refusals)))
+    assert line.strip().startswith("std::f0, std::f1, ")
+    assert line.endswith(" more: left out [unresolved]")
+
+
+def test_a_record_of_a_refusal_tells_the_cause() -> None:
+    """Whoever looks into the log later sees why."""
+    refusals = (
+        Refusal(symbol="app::LIMIT", reason="static_changed", detail="it grew"),
+        Refusal(symbol=None, reason="region_full", detail="no room"),
+    )
+    record = to_record(edit(Verdict(verdict="refused", refusals=refusals)), 1.0)
+    assert describe_record(record) == "refused: app::LIMIT: it grew [static_changed]; and 1 more"
+
+
 def test_notes_follow_the_verdict() -> None:
     """A limit of what was applied is a line of its own."""
     note = Note(symbol="app::main", note="on_stack", detail="it runs until it returns")
@@ -159,6 +178,21 @@ def test_a_panic_in_patched_code_shows_its_calls_from_there_on() -> None:
         "       Ended by a panic in the code of edit 3, on thread main",
         "             in app::draw at src/main.rs:7 (edit 3)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("count", "file", "line"),
+    [
+        (1, "src/main.rs", "    Panicked in app::draw at src/main.rs:7 (edit 3), on thread worker"),
+        (1234, None, "    Panicked 1,234 times, last in app::draw (edit 3), on thread worker"),
+    ],
+)
+def test_panics_of_a_place_are_one_line(count: int, file: str | None, line: str) -> None:
+    """Function, place, edit and thread, and how many there were."""
+    panicked = ProgramPanicked(
+        pid=7, edit=3, function="app::draw", file=file, line=7, thread="worker", count=count, frames=()
+    )
+    assert shown(panicked) == [line]
 
 
 def test_diagnostics_are_shown_as_rustc_coloured_them() -> None:

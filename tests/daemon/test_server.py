@@ -183,6 +183,14 @@ async def test_first_execution_is_told_unasked(daemon: Daemon) -> None:
     assert isinstance(await daemon.event(), core.ClientAnswer)
 
 
+async def test_panics_are_told_unasked(daemon: Daemon) -> None:
+    """A client may tell of them at any time."""
+    socket = await daemon.join()
+    await daemon.event()
+    await socket.send('{"type": "panicked", "seq": 2}')
+    assert await daemon.event() == core.ClientPanicked(client=1)
+
+
 async def test_undo_is_answered_without_a_patch(daemon: Daemon) -> None:
     """An undo goes out with its target; the answer to it names no patch."""
     socket = await daemon.join()

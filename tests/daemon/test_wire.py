@@ -164,7 +164,10 @@ def test_patch_has_its_documented_form() -> None:
         imports=(core.Import(name="memcpy", slot=2), core.Import(name="gettid", slot=10, weak=True)),
         libraries=("/lib/libm.so.6",),
         eh_frame=core.EhFrame(addr=3, size=400),
-        detours=(core.Detour(from_addr=4, to_addr=5, size=80),),
+        detours=(
+            core.Detour(from_addr=4, to_addr=5, size=80, room=3, padding=(core.Gap(addr=6, size=11),)),
+            core.Detour(from_addr=7, to_addr=8, size=90),
+        ),
         thread_locals=(core.ThreadLocalImage(offset=-8, data="00ff"),),
         elf="/path/of/the/linked/patch",
         idle=(core.Idle(from_addr=4, size=80, symbol="app::State", detail="…"),),
@@ -181,7 +184,10 @@ def test_patch_has_its_documented_form() -> None:
         "imports": [{"name": "memcpy", "slot": 2, "weak": False}, {"name": "gettid", "slot": 10, "weak": True}],
         "libraries": ["/lib/libm.so.6"],
         "eh_frame": {"addr": 3, "size": 400},
-        "detours": [{"from": 4, "to": 5, "size": 80}],
+        "detours": [
+            {"from": 4, "to": 5, "size": 80, "room": 3, "padding": [{"addr": 6, "size": 11}]},
+            {"from": 7, "to": 8, "size": 90},
+        ],
         "thread_locals": [{"offset": -8, "data": "00ff"}],
         "proof": True,
         "idle": [{"from": 4, "size": 80, "symbol": "app::State", "detail": "…"}],

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hotpatchd.core.crash import parse_note
+from hotpatchd.core.crash import parse_note, parse_panics
 from hotpatchd.daemon.client_build import ClientKind, ensure_client
 from tests.client.conftest import Program, Stage
 from tests.client.fake_daemon import WAIT_S, FakeDaemon, Peer
@@ -261,13 +261,18 @@ async def test_threads_that_start_meanwhile_have_their_thread_locals(stage: Stag
 
 
 async def test_panic_unwinds_through_patched_code(stage: Stage) -> None:
-    """A panic under a patched function is caught above it, and drops run on the way; in a second patch too."""
+    """A panic under a patched function is caught above it, and drops run on the way; in a second patch too.
+
+    It is counted, unless the unwinder is in the program itself.
+    """
     async with stage.patching("rust") as (program, peer):
         assert await program.ask_lines("answer") == ["dropped", "2"]
         next_addr = 0
         for _ in range(2):
             next_addr = await apply(stage, peer, program, PANICS, next_addr)
             assert await program.ask_lines("answer") == ["dropped", "caught"]
+        counted = parse_panics((stage.state / "patches" / peer.hello["instance"] / "crash").read_bytes())
+        assert [site.count for site in counted] == ([1, 1] if stage.platform.preloads else [])
 
 
 async def test_backtrace_names_patched_functions(stage: Stage) -> None:

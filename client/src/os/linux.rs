@@ -145,6 +145,7 @@ impl Engine {
         wire::Program {
             kind: wire::Kind::Image,
             in_place: true,
+            short_jumps: arch::HAS_SHORT_JUMPS,
             instance: &self.instance,
             build_id: &self.host.build_id,
             exe: self.host.exe.to_string_lossy(),
@@ -196,7 +197,13 @@ impl Redirect for Islands {
             detours: jumps
                 .iter()
                 .zip((addr..).step_by(ISLAND_LEN as usize))
-                .map(|(jump, to)| Detour { from: jump.from.start, to, size: jump.from.end - jump.from.start })
+                .map(|(jump, to)| Detour {
+                    from: jump.from.start,
+                    to,
+                    size: jump.from.end - jump.from.start,
+                    room: None,
+                    padding: Vec::new(),
+                })
                 .collect(),
             thread_locals: Vec::new(),
             idle: Vec::new(),

@@ -18,6 +18,13 @@ pub extern "C-unwind" fn panic_now() {
 
 #[no_mangle]
 #[inline(never)]
+pub extern "C" fn catch_panic() {
+    let caught = std::panic::catch_unwind(|| panic_now());
+    println!("{}", if caught.is_err() { "caught inside" } else { "nothing" });
+}
+
+#[no_mangle]
+#[inline(never)]
 pub extern "C-unwind" fn print_backtrace() {
     println!("{}", Backtrace::force_capture());
 }
@@ -50,4 +57,5 @@ fn main() {
         println!(".");
     }
     black_box((panic_now as extern "C-unwind" fn(), print_backtrace as extern "C-unwind" fn()));
+    black_box(catch_panic as extern "C" fn());
 }
