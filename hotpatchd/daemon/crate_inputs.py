@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from hotpatchd.core.capture import Capture
+from hotpatchd.core.conventions import find_conventions
 from hotpatchd.core.depinfo import DepInfo, parse_dep_info
 from hotpatchd.core.errors import CaptureError
 from hotpatchd.core.inputs import BuildInputs
@@ -29,8 +31,7 @@ def inputs_of(
     source_dirs = {}
     variables: set[str] = set()
     for crate in crates:
-        newest = os.path.join(crate.out_dir, f"{crate.capture.crate_name}{crate.capture.extra_filename}.d")
-        dep_info = _read_dep_info(crate.capture, newest) or _read_dep_info(crate.capture, crate.capture.dep_info)
+        dep_info = _newest_dep_info(crate)
         listed = _files(crate.capture, dep_info)
         for file in listed:
             crates_of[file] = (*crates_of.get(file, ()), crate.name)
@@ -53,6 +54,16 @@ def inputs_of(
     )
 
 
+def conventions_of(crate: ThinCrate) -> frozenset[tuple[str, str]]:
+    """The functions of a crate with a calling convention of their own, as its newest objects were made from them."""
+    found: set[tuple[str, str]] = set()
+    for file in _files(crate.capture, _newest_dep_info(crate)):
+        if file.endswith(".rs"):
+            with suppress(OSError):
+                found |= find_conventions(Path(file).read_bytes())
+    return frozenset(found)
+
+
 def captured_files(capture: Capture) -> tuple[str, ...]:
     """The files that a captured compile read, absolute; none where rustc's list of them is gone."""
     return _files(capture, _read_dep_info(capture, capture.dep_info))
@@ -61,6 +72,11 @@ def captured_files(capture: Capture) -> tuple[str, ...]:
 def captured_variables(capture: Capture) -> frozenset[str]:
     """The `CARGO_PKG_*` variables that the source of a captured compile asks for."""
     return _variables(_read_dep_info(capture, capture.dep_info))
+
+
+def _newest_dep_info(crate: ThinCrate) -> DepInfo | None:
+    newest = os.path.join(crate.out_dir, f"{crate.capture.crate_name}{crate.capture.extra_filename}.d")
+    return _read_dep_info(crate.capture, newest) or _read_dep_info(crate.capture, crate.capture.dep_info)
 
 
 def _read_dep_info(capture: Capture, path: str | None) -> DepInfo | None:

@@ -11,6 +11,7 @@ from hotpatchd.core.select import Selection
 from hotpatchd.core.unit import is_rust_name
 from hotpatchd.daemon.replacing import Edit
 from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.padding import SHORT_JUMP_SIZE
 from hotpatchd.objfile.rewrite import find_unreachable
 from hotpatchd.objfile.stub import ModuleThreadLocals
 
@@ -43,12 +44,16 @@ def too_short(edit: Edit, names: Iterable[str]) -> Iterator[Refusal]:
     host, needed = edit.origin.host, edit.origin.machine.detour_size
     for name in names:
         for addr, size in edit.places(name):
-            if size < needed and host.room_at(addr) < needed and host.function_names_at(addr):
-                yield Refusal(
-                    symbol=name,
-                    reason="too_short",
-                    detail=f"it is {size} bytes long, and a jump to its new code takes {needed}",
-                )
+            room = max(size, host.room_at(addr))
+            if room >= needed or not host.function_names_at(addr):
+                continue
+            if not edit.session.hello.short_jumps:
+                detail = f"it is {size} bytes long, and a jump to its new code takes {needed}"
+            elif room < SHORT_JUMP_SIZE or not edit.origin.padding.near(addr):
+                detail = f"it is {size} bytes long, and there is no padding near for a jump to its new code"
+            else:
+                continue
+            yield Refusal(symbol=name, reason="too_short", detail=detail)
 
 
 def folded(edit: Edit, changed: Iterable[str]) -> Iterator[Refusal]:
@@ -90,13 +95,19 @@ def _with_code(edit: Edit, name: str) -> str:
 
 
 def other_signatures(edit: Edit, changed: Iterable[str]) -> Iterator[Refusal]:
-    """Functions that code of another language may call, which was not compiled anew.
+    """Functions that are called in another way than before, also by code that is not compiled anew.
 
     Args:
         edit: the edit, in one program.
         changed: functions with new code.
     """
+    conventions = {name for name, _ in edit.objects.conventions ^ edit.origin.baseline.conventions}
     for name in changed:
+        is_told = name.startswith("_ZN") or not edit.origin.host.functions(name)
+        if not is_told and demangle(name).rpartition("::")[2] in conventions:
+            detail = "its calling convention changed, and pointers and code from before use the former one; restart"
+            yield Refusal(symbol=name, reason="signature", detail=detail)
+            continue
         if not is_rust_name(name) and edit.types.has_other_signature(name):
             before, now = (", ".join(filter(None, one.parameters)) for one in edit.types.of(name)[:2])
             detail = f"what it takes and returns changed ({before} → {now}), and code in another language may call it"

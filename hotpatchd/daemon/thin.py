@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hotpatchd.core import schedule
 from hotpatchd.core.thinplan import ThinCrate
 from hotpatchd.daemon.compiler import Compiled, Compiler, CrateCompiler, objects_dir
+from hotpatchd.daemon.crate_inputs import conventions_of
 from hotpatchd.objfile.objects import BuildObjects, ObjectFile
 
 
@@ -62,6 +63,7 @@ class ThinBuilder:
         }
         self._schedule = schedule.new_schedule(graph, (crate.name for crate in crates if crate.is_tip))
         self._files: dict[str, Mapping[str, ObjectFile]] = {}
+        self._conventions: dict[str, frozenset[tuple[str, str]]] = {}
         self._newest: dict[str, BuildObjects] = {}
         self._in_use: weakref.WeakSet[BuildObjects] = weakref.WeakSet()
 
@@ -114,6 +116,7 @@ class ThinBuilder:
         compiled[name] = done
         if done.ok:
             self._files[name] = done.objects
+            self._conventions[name] = await asyncio.to_thread(conventions_of, self._by_name[name])
             if done.metadata is not None:
                 self._schedule = schedule.told(self._schedule, name, done.metadata)
         self._schedule = schedule.ended(self._schedule, name, ok=done.ok)
@@ -122,7 +125,8 @@ class ThinBuilder:
     async def _objects_of(self, tip: str) -> BuildObjects:
         crates = schedule.crates_of(self._schedule.graph, tip)
         files = {name: file for crate in crates for name, file in self._files[crate].items()}
-        objects = await asyncio.to_thread(BuildObjects, files, self._newest.get(tip))
+        conventions = frozenset[tuple[str, str]]().union(*(self._conventions[crate] for crate in crates))
+        objects = await asyncio.to_thread(BuildObjects, files, self._newest.get(tip), conventions)
         self._newest[tip] = objects
         self._in_use.add(objects)
         return objects

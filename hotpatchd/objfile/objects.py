@@ -145,10 +145,17 @@ class BuildObjects:
     Args:
         files: unit name (`<crate>/<cgu>`) → object.
         earlier: the objects of the build before; what is the same as there is not read again.
+        conventions: the functions with a calling convention of their own, by name, each with that.
     """
 
-    def __init__(self, files: Mapping[str, ObjectFile], earlier: "BuildObjects | None" = None) -> None:
+    def __init__(
+        self,
+        files: Mapping[str, ObjectFile],
+        earlier: "BuildObjects | None" = None,
+        conventions: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
         self.files = files
+        self.conventions = conventions
         self._units: dict[str, ObjectUnit] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._definers: dict[str, str] = {}
