@@ -3,7 +3,6 @@
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
-from hotpatchd.core.demangle import demangle
 from hotpatchd.core.unit import Fingerprint, Host, Unit, is_rust_name
 
 
@@ -112,18 +111,3 @@ def find_kept_initialisers(
             if (different or holds_old) and host.find(name):
                 found.add(name)
     return tuple(sorted(found))
-
-
-def find_retyped(new: Iterable[str], gone: Iterable[str]) -> tuple[str, ...]:
-    """Statics and thread-locals that are new and have the path of one that is gone, sorted.
-
-    What changed is their type: the hash in a legacy name covers it.
-
-    Args:
-        new: symbols of state that a patch would bring.
-        gone: symbols of state that the program has, and the newest objects have not.
-
-    Source: rustc_symbol_mangling, `legacy::get_symbol_hash`, which hashes the item's type.
-    """
-    paths = {demangle(name) for name in gone}
-    return tuple(sorted(name for name in new if demangle(name) in paths))

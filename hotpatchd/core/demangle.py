@@ -22,6 +22,8 @@ _LEGACY_CHARS = {"SP": "@", "BP": "*", "RF": "&", "LT": "<", "GT": ">", "LP": "(
 
 _V0 = re.compile(r"__?R(?P<path>[A-Z][0-9A-Za-z_]*)(?:[.$].*)?", re.ASCII | re.DOTALL)
 
+_REIFY_SHIM = re.compile(r"(?:\{\{reify\.shim\}\}|::\{shim:reify#\d+\})$")
+
 _BASIC_TYPES = {
     "a": "i8",
     "b": "bool",
@@ -50,6 +52,18 @@ _BASIC_TYPES = {
 _MAX_DEPTH = 200
 _MAX_CHARS = 100_000
 _MAX_INTEGER = 2**64 - 1
+
+
+def of_shim(symbol: str) -> str:
+    """The path of the function that a shim calls for those who have a pointer to it; empty for any other symbol.
+
+    Functions that are told their caller (`#[track_caller]`) have such shims, which do not hand on who called them.
+
+    Source: rustc_middle, `InstanceKind::ReifyShim`.
+    """
+    path = demangle(symbol)
+    found = _REIFY_SHIM.search(path)
+    return path[: found.start()] if found else ""
 
 
 def demangle(name: str) -> str:

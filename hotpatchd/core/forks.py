@@ -132,6 +132,8 @@ def _parent(closure: str) -> str:
 def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], units: Iterable[Uses]) -> OldValues:
     """Find all types with values that new code must not take for its own.
 
+    What is left to its old code goes on as a whole, with the closures inside it.
+
     Args:
         renumbered: closures whose number another one had.
         changed_states: paths of closures' captures and of task states that are laid out otherwise than before.
@@ -146,9 +148,16 @@ def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], un
     if not closures:
         return OldValues()
     holders: dict[str, set[str]] = {}
+    bodies: set[str] = set()
     for unit in units:
         for part, holding in unit.holders.items():
             holders.setdefault(part, set()).update(holding)
+        bodies |= {body for types in unit.functions.values() if (body := closure_of_function(types.path))}
+
+    def inside(closure: str) -> set[str]:
+        return {body for body in bodies if body.startswith(f"{closure}::{{#")}
+
+    closures.update(*map(inside, tuple(closures)))
     types: set[str] = set()
     waiting = [path for path in holders if not closures_in(path).isdisjoint(closures)]
     waiting += states
@@ -160,8 +169,9 @@ def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], un
         waiting += holders.get(part, ())
         state = closure_of_state(part)
         if state is not None and closures_in(part).isdisjoint(closures):
-            closures.add(state)
-            waiting += [path for path in holders if state in closures_in(path)]
+            new = {state} | inside(state)
+            closures |= new
+            waiting += [path for path in holders if not closures_in(path).isdisjoint(new)]
     return OldValues(closures=frozenset(closures), types=frozenset(types))
 
 

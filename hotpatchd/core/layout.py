@@ -29,6 +29,9 @@ _BORROWING = ("&", "*", "[", "dyn ", "core::fmt::")
 _ERASED_PARTS = ("*const ()", "*mut ()", "*const core::ffi::c_void", "*mut core::ffi::c_void")
 """Parameters through which a library hands back a value whose type it does not know."""
 
+_LIBRARIES = ("core::", "alloc::", "std::")
+"""How paths of functions begin that the developer did not write."""
+
 _NAMED = 4
 """How many functions a refusal names."""
 
@@ -88,6 +91,19 @@ class TraitObject:
     trait: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VirtualTable:
+    """What a trait object leads to.
+
+    Args:
+        methods: the symbols of the methods in the table's order; empty where a slot leads to no function.
+        drops: whether the value is dropped through it.
+    """
+
+    methods: tuple[str, ...]
+    drops: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Uses:
     """What holds which types, in one object.
@@ -140,6 +156,23 @@ class Judgement:
     idle: Mapping[str, Refusal] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptCode:
+    """Code that the program has and that an edit leaves as it is, since it has no name in the new code, or another.
+
+    Whoever has its address goes on with it: the holder of a closure or a function pointer, and old code that runs.
+
+    Args:
+        is_kept: whether a function is such.
+        is_pointed: whether its address is taken otherwise than for a call.
+        callers: the functions that refer to one.
+    """
+
+    is_kept: Callable[[str], bool]
+    is_pointed: Callable[[str], bool]
+    callers: Callable[[str], Iterable[str]]
+
+
 def judge_layouts(
     before: Iterable[UnitTypes],
     now: Iterable[UnitTypes],
@@ -149,6 +182,7 @@ def judge_layouts(
     can_wait: bool = True,
     is_apart: Callable[[str], bool] = lambda _: False,
     tables: Mapping[str, str] | None = None,
+    kept: KeptCode | None = None,
 ) -> Judgement:
     """Compare the types of the code that runs with those of the code that is to run.
 
@@ -161,7 +195,8 @@ def judge_layouts(
             refused where it does not.
         is_apart: whether the old values of a type are left to the old code, so that its new layout is that of another
             type.
-        tables: traits whose virtual tables have another order than before → what changed.
+        tables: traits whose virtual tables are others than before → what changed.
+        kept: functions that stay as they are beside the code that is to run; None where that is not asked.
     """
     running = tuple(before)
     old, new = _layouts(running), _layouts(now)
@@ -176,8 +211,11 @@ def judge_layouts(
     if not changed and not traits:
         return Judgement()
     uses = tuple(unit.uses for unit in running)
+    empty = {path for path in old.keys() & new.keys() if not any(one.size for one in old[path] | new[path])}
     causes = [(path, difference, _reaching([path], uses)) for path, difference in _causes(changed, uses)]
     for trait, text in traits.items():
+        if _is_borrowed(trait.removeprefix("dyn "), uses):
+            continue
         about = {path for unit in uses for path in (*unit.parts, *unit.holders) if _is_about(path, trait)}
         causes.append((trait, _Difference(text=text, follows=False), _reaching(about, uses)))
     refusals: list[Refusal] = []
@@ -189,13 +227,24 @@ def judge_layouts(
             for name, types in unit.functions.items()
             if not types.all.isdisjoint(reach) and is_live(name)
         }
-        place = next(_lasting_places(path, reach, uses, using, is_live), None)
+        place = next(_lasting_places(path, reach, uses, using, is_live, empty), None)
         if place is not None:
             crate = path.removeprefix("dyn ").partition("::")[0]
             names = sorted({demangle(name) for name in using}, key=lambda name: (not name.startswith(crate), name))
             used = f"; used by {', '.join(names[:_NAMED])}" if names else ""
             refusals.append(_refusal(path, difference, f"{place}{used}"))
             continue
+        if kept is not None:
+            staying, entering = _staying(filter(kept.is_kept, using), kept, is_live)
+            pointed = {name for name in staying if not _is_formatting(name) and kept.is_pointed(name)}
+            if pointed:
+                # A closure is pointed to by way of the library's shim for it.
+                named = min((_is_of_library(name), name not in pointed, demangle(name)) for name in staying)[-1]
+                place = f"{named} goes on with its old code for whoever has a pointer to it"
+                refusals.append(_refusal(path, difference, place))
+                continue
+            for name in sorted(entering):
+                idle[name] = _refusal(path, difference, f"{demangle(name)} is running, which leads to old code")
         handing = {name for name, types in using.items() if not (types.signature | types.generic).isdisjoint(reach)}
         if handing:
             calling = {caller for name in handing for caller in callers(name) if is_live(caller)}
@@ -206,6 +255,29 @@ def judge_layouts(
             for name in sorted({*using, *calling}):
                 idle[name] = _refusal(path, difference, f"{demangle(name)} is running, which may hold values of it")
     return Judgement(refusals=tuple(refusals), idle=idle)
+
+
+def _staying(names: Iterable[str], kept: KeptCode, is_live: Callable[[str], bool]) -> tuple[set[str], set[str]]:
+    """Functions that keep their old code, and that which leads to them; and the running code from which one enters."""
+    staying = set(names)
+    entering = set(staying)
+    waiting = list(staying)
+    while waiting:
+        callers = set(filter(is_live, kept.callers(waiting.pop())))
+        entering |= callers
+        new = {name for name in callers if kept.is_kept(name)} - staying
+        staying |= new
+        waiting += new
+    return staying, entering
+
+
+def _is_of_library(symbol: str) -> bool:
+    return demangle(symbol).lstrip("<").startswith(_LIBRARIES)
+
+
+def _is_formatting(symbol: str) -> bool:
+    """Whether a function is one of those whose address `format_args!` takes for the length of one call."""
+    return any(f" as {trait}" in demangle(symbol) for trait in _BORROWED_TRAITS)
 
 
 def find_changed(before: Iterable[UnitTypes], now: Iterable[UnitTypes], is_wanted: Callable[[str], bool]) -> set[str]:
@@ -221,8 +293,9 @@ def find_changed(before: Iterable[UnitTypes], now: Iterable[UnitTypes], is_wante
 
 
 def _is_about(path: str, trait: str) -> bool:
-    """Whether a type is `dyn Trait`, a pointer to that, or an instance for either."""
-    rest = path.partition(trait)[2] if trait in path else ":"
+    """Whether a type is `dyn Trait`, a pointer to that, or an instance for either; associated types may be added."""
+    start = trait.removesuffix(">")
+    rest = path.partition(start)[2] if start in path else ":"
     return not (rest[:1].isalnum() or rest.startswith(("_", ":")))
 
 
@@ -259,6 +332,7 @@ def _compare(old: Layout, new: Layout) -> _Difference | None:
     own = [*_compare_fields(old.fields, new.fields, "field"), *_compare_variants(old.variants, new.variants)]
     following = [
         *_moved_fields(old.fields, new.fields),
+        *_moved_tags(old.variants, new.variants),
         *([f"size {old.size} → {new.size}"] if old.size != new.size else []),
         *([f"alignment {old.align} → {new.align}"] if old.align != new.align else []),
     ]
@@ -308,11 +382,17 @@ def _compare_variants(old: tuple[Variant, ...], new: tuple[Variant, ...]) -> Ite
         if earlier is None:
             yield f"variant {name} added"
             continue
-        if variant.tag != earlier.tag:
-            yield f"tag of variant {name}: {_tag(earlier)} → {_tag(variant)}"
         yield from _compare_fields(earlier.fields, variant.fields, f"variant {name}: field")
     for name in sorted(before.keys() - after.keys()):
         yield f"variant {name} removed"
+
+
+def _moved_tags(old: tuple[Variant, ...], new: tuple[Variant, ...]) -> Iterator[str]:
+    before = {one.name: one for one in old}
+    for one in new:
+        earlier = before.get(one.name)
+        if earlier is not None and earlier.tag != one.tag:
+            yield f"tag of variant {one.name}: {_tag(earlier)} → {_tag(one)}"
 
 
 def _tag(variant: Variant) -> str:
@@ -338,8 +418,12 @@ def _lasting_places(
     units: tuple[Uses, ...],
     using: Mapping[str, FunctionTypes],
     is_live: Callable[[str], bool],
+    empty: set[str],
 ) -> Iterator[str]:
-    """Where values of a type may be that no running function owns."""
+    """Where values of a type may be that no running function owns.
+
+    What takes no bytes, and will not, holds none of the types that it names, as serde's visitors do.
+    """
     for unit in units:
         for name, type_ in unit.statics.items():
             if type_ in reach and is_live(name):
@@ -353,7 +437,7 @@ def _lasting_places(
         yield f"{state}, which may be waiting"
     for unit in units:
         for made in unit.trait_objects:
-            if made.type in reach and not _is_borrowed(made.trait, units):
+            if made.type in reach - empty and not _is_borrowed(made.trait, units):
                 yield f"a trait object (dyn {made.trait}) may hold a value of it"
     for name, types in using.items():
         if types.signature.isdisjoint(reach) and not types.signature.isdisjoint(_ERASED_PARTS):

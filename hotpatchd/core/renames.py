@@ -11,8 +11,8 @@ Source: rustc_symbol_mangling: `legacy::get_symbol_hash` (the hash of the path),
 import re
 from collections.abc import Container, Mapping
 
-from hotpatchd.core.demangle import demangle
-from hotpatchd.core.layout import FunctionTypes, TraitObject
+from hotpatchd.core.demangle import demangle, of_shim
+from hotpatchd.core.layout import FunctionTypes, TraitObject, VirtualTable
 
 _BLOCK_NUMBER = re.compile(r"\{impl#\d+\}")
 _ELSEWHERE = re.compile(r"^(?:\w+::)+<impl (?P<type>[^ ]+(?: for [^ ]+)?)>::")
@@ -27,7 +27,7 @@ _Identity = tuple[str, tuple[str, ...], tuple[str, ...]]
 
 def method_name(symbol: str) -> str:
     """The last part of a function's path, without generic arguments."""
-    return _INSTANCE.sub("", demangle(symbol)).rpartition("::")[2]
+    return _INSTANCE.sub("", of_shim(symbol) or demangle(symbol)).rpartition("::")[2]
 
 
 def may_be_renamed(symbol: str, crate_names: Container[str]) -> bool:
@@ -83,8 +83,26 @@ def _unnumbered(type_path: str) -> str:
     return _BLOCK_NUMBER.sub("{impl}", type_path)
 
 
-Tables = Mapping[TraitObject, tuple[str, ...]]
-"""Trait object → the symbols of its methods, in the order of its virtual table."""
+Tables = Mapping[TraitObject, VirtualTable]
+
+
+def find_dropped_otherwise(before: Tables, now: Tables) -> dict[str, str]:
+    """Find traits with objects whose virtual table leads to drop glue in one of the two only.
+
+    An old object is dropped as its table says: without the code of a new destructor, or with that of one that is gone.
+
+    Args:
+        before: the tables of the code that runs.
+        now: those of the code that is to run.
+
+    Returns:
+        Path of the trait → what changed.
+    """
+    return {
+        made.trait: f"destructor of {made.type} {'added' if now[made].drops else 'removed'}"
+        for made in before.keys() & now.keys()
+        if before[made].drops != now[made].drops
+    }
 
 
 def find_changed_tables(
@@ -109,7 +127,7 @@ def find_changed_tables(
             new = next(
                 (table for other, table in now.items() if other.trait == made.trait and other not in before), old
             )
-        text = _difference(old, new, functions, functions_now)
+        text = _difference(old.methods, new.methods, functions, functions_now)
         if text:
             found[made.trait] = text
     return found
@@ -129,6 +147,8 @@ def _difference(
         moved = (f"method {name} moved" for name in are if name in were and are.index(name) != were.index(name))
         return ", ".join(changes or moved)
     for name, symbol, symbol_now in zip(were, old, new, strict=True):
+        if of_shim(symbol_now) and not of_shim(symbol):
+            return f"method {name}: told its caller"
         types, types_now = functions.get(symbol), functions_now.get(symbol_now)
         is_told_by_name = symbol == symbol_now and symbol.startswith("_ZN")
         if types and types_now and not is_told_by_name:

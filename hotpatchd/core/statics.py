@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import Note, Refusal
 
-TYPE_REDEFINED = "the definition of its type changed, and so its symbol: its value would be lost; restart"
+_TYPE_REDEFINED = "the definition of its type changed, and so its symbol: its value would be lost; restart"
 """Why state is lost where no more is known of its type."""
 
 _LEGACY = re.compile(r"_ZN.*17h[0-9a-f]{16}E")
@@ -96,15 +96,33 @@ def refuse_other_types(
         types: symbol → type, as the newest objects say.
         earlier_types: likewise, of the code that runs.
     """
+    told = set()
     for name in sorted(names):
         before, now = earlier_types.get(name), types.get(name)
-        if before is not None and now is not None and before != now:
+        # `thread_local!` makes two of one: whether the type needs dropping decides which is used.
+        if before is not None and now is not None and before != now and item_name(name) not in told:
+            told.add(item_name(name))
             yield Refusal(symbol=name, reason="static_changed", detail=_other_type(before, now))
+
+
+def refuse_other_places(names: Iterable[str], constants: Container[str]) -> Iterator[Refusal]:
+    """Refuse statics that have the symbol and type that they had, and can be written to in one of the two only.
+
+    Args:
+        names: their symbols.
+        constants: those that nobody can write to any more.
+    """
+    for name in sorted(names):
+        if name in constants:
+            detail = "it could be written to, and cannot any more: its value would be lost; restart"
+        else:
+            detail = "it can be written to now, and lies where the program cannot write; restart"
+        yield Refusal(symbol=name, reason="static_changed", detail=detail)
 
 
 def _other_type(before: str | None, now: str | None) -> str:
     if before is None or now is None or before == now:
-        return TYPE_REDEFINED
+        return _TYPE_REDEFINED
     return f"its type was {before} and is {now} now: its value would be lost; restart"
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from hotpatchd.core.demangle import demangle
 from hotpatchd.core.forks import (
     Bodies,
     OldValues,
@@ -12,8 +14,23 @@ from hotpatchd.core.forks import (
     find_renumbered,
     owner_of_closure,
 )
-from hotpatchd.core.layout import FunctionTypes, Judgement, Uses, find_changed, judge_layouts
-from hotpatchd.core.renames import find_changed_tables, find_renamed, may_be_renamed, method_name
+from hotpatchd.core.layout import (
+    FunctionTypes,
+    Judgement,
+    KeptCode,
+    Layout,
+    UnitTypes,
+    Uses,
+    find_changed,
+    judge_layouts,
+)
+from hotpatchd.core.renames import (
+    find_changed_tables,
+    find_dropped_otherwise,
+    find_renamed,
+    may_be_renamed,
+    method_name,
+)
 from hotpatchd.core.session import Session
 from hotpatchd.core.unit import Host
 from hotpatchd.objfile.codeunit import CodeUnit
@@ -46,6 +63,24 @@ class Comparison:
     def uses(self) -> tuple[Uses, ...]:
         """The same of both sides."""
         return (*self.uses_before(), *(unit.types.uses for unit in self.now))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FunctionsOnly:
+    """Some functions of an object, whose layouts count no more."""
+
+    types: UnitTypes
+    names: frozenset[str]
+
+    @property
+    def layouts(self) -> Mapping[str, frozenset[Layout]]:
+        return {}
+
+    @property
+    def uses(self) -> Uses:
+        all_ = self.types.uses
+        functions = {name: types for name, types in all_.functions.items() if name in self.names}
+        return Uses(parts=all_.parts, functions=functions)
 
 
 class LayoutJudge:
@@ -117,6 +152,7 @@ class LayoutJudge:
         live: Host,
         crate_names: Container[str],
         apart: OldValues | None = None,
+        kept: Container[str] = (),
     ) -> Judgement:
         """What the types of the newest objects mean for the values in one program.
 
@@ -127,10 +163,14 @@ class LayoutJudge:
             live: the program's symbols.
             crate_names: names of the developer's crates.
             apart: values that are left to the old code.
+            kept: functions that the program has and keeps beside the new ones.
 
         Raises:
             ObjectError: an object's debug information cannot be read.
         """
+        has_detours = session.hello.kind == "image" and session.redirect == "detours"
+        earlier = session.gone | {name for patch in session.history for name in patch.forked_before}
+        earlier -= set(session.aliases.values())
 
         def callers(symbol: str) -> Iterator[str]:
             for name in compared.names:
@@ -138,18 +178,43 @@ class LayoutJudge:
                     if name in build.files:
                         yield from build.unit(name).calls.get(symbol, ())
 
-        tables = compare_tables(compared, crate_names)
+        def everywhere() -> Iterator[CodeUnit]:
+            for unit in (
+                *compared.before,
+                *map(self._baseline.unit, self._baseline.files),
+                *map(objects.unit, objects.files),
+            ):
+                if isinstance(unit, CodeUnit):
+                    yield unit
+
+        tables = compare_tables(compared, crate_names, apart or OldValues())
         # A table shows in the objects that make trait objects, and not in those that only hold them.
-        holding = [unit.types for unit in _units_with(objects, compared, [f"dyn {trait}" for trait in tables])]
+        holding = [
+            unit.types
+            for unit in _units_with(objects, compared, [f"dyn {trait}".removesuffix(">") for trait in tables])
+        ]
         return judge_layouts(
-            [*(unit.types for unit in compared.before), *holding],
+            [*(unit.types for unit in compared.before), *holding, *self._earlier_types(earlier)],
             [*(unit.types for unit in compared.now), *holding],
             is_live=lambda symbol: live.find(symbol) is not None,
             callers=callers,
-            can_wait=session.hello.kind == "image" and session.redirect == "detours",
+            can_wait=has_detours,
             is_apart=(apart or OldValues()).are_in,
             tables=tables,
+            kept=KeptCode(
+                is_kept=lambda symbol: symbol in kept or symbol in earlier,
+                is_pointed=lambda symbol: any(symbol in unit.pointed for unit in everywhere()),
+                callers=lambda symbol: (caller for unit in everywhere() for caller in unit.calls.get(symbol, ())),
+            )
+            if has_detours
+            else None,
         )
+
+    def _earlier_types(self, names: frozenset[str]) -> Iterator["_FunctionsOnly"]:
+        """The types of functions of the host that earlier patches left as they are."""
+        units = {unit.name: unit for name in names if (unit := self._baseline.get(name))}
+        for unit in units.values():
+            yield _FunctionsOnly(types=unit.types, names=names)
 
     def _unit(self, name: str, files: FilesByName) -> ObjectUnit | None:
         """One of these, or else of the host's own; None where neither has such a unit."""
@@ -264,12 +329,13 @@ def _functions(units: Iterable[ObjectUnit]) -> dict[str, ObjectUnit]:
     return {symbol: unit for unit in units for symbol, found in unit.exports.items() if found.kind == "function"}
 
 
-def compare_tables(compared: Comparison, crate_names: Container[str]) -> dict[str, str]:
-    """Traits whose virtual tables have other methods than before, or others in their places → what changed.
+def compare_tables(compared: Comparison, crate_names: Container[str], apart: OldValues) -> dict[str, str]:
+    """Traits whose virtual tables have other methods than before, at other places, or other drop glue → what changed.
 
     Args:
         compared: what differs.
         crate_names: names of the developer's crates.
+        apart: values that are left to the old code.
 
     Raises:
         ObjectError: an object's debug information cannot be read.
@@ -277,7 +343,7 @@ def compare_tables(compared: Comparison, crate_names: Container[str]) -> dict[st
     before = [unit for unit in compared.before if isinstance(unit, CodeUnit)]
     now = [unit for unit in compared.now if isinstance(unit, CodeUnit)]
     old, new = ({shape for unit in units for shape in find_table_shapes(unit)} for units in (before, now))
-    silent = {symbol for shape in old & new for symbol in shape if symbol.startswith("_R")}
+    silent = {symbol for shape in old & new for symbol in shape.methods if symbol.startswith("_R")}
     # Reading debug information takes time, and most edits leave all tables as they are.
     if old <= new and not (silent and _edited(silent, before, now)):
         return {}
@@ -285,7 +351,8 @@ def compare_tables(compared: Comparison, crate_names: Container[str]) -> dict[st
     for units in (before, now):
         tables.append({made: table for unit in units for made, table in read_tables(unit).items()})
         functions.append({name: types for unit in units for name, types in unit.types.uses.functions.items()})
-    return find_changed_tables(
+    kept = {made: table for made, table in tables[0].items() if not apart.are_in(made.type)}
+    return find_dropped_otherwise(kept, tables[1]) | find_changed_tables(
         {made: table for made, table in tables[0].items() if made.trait.partition("::")[0] in crate_names},
         tables[1],
         functions[0],
@@ -368,5 +435,20 @@ class FunctionsOf:
         return tuple(types for types in found if types is not None)
 
     def has_other_signature(self, symbol: str) -> bool:
-        """Whether a function whose symbol does not tell its signature takes or returns something else than before."""
-        return not symbol.startswith("_ZN") and len({types.parameters for types in self.of(symbol)}) > 1
+        """Whether a function takes or returns something else than before, and its symbol does not tell."""
+        if not symbol.startswith("_ZN") and len({types.parameters for types in self.of(symbol)}) > 1:
+            return True
+        return demangle(symbol) in self._now_told
+
+    @cached_property
+    def _now_told(self) -> frozenset[str]:
+        """Paths of functions that get the place of their call, and did not before."""
+        before, now = (
+            {path for unit in units if isinstance(unit, CodeUnit) for path in unit.told_callers}
+            for units in (self._compared.before, self._compared.now)
+        )
+        found = now - before
+        for name in self._objects.files.keys() - set(self._compared.names) if found else ():
+            unit = self._objects.unit(name)
+            found -= unit.told_callers if isinstance(unit, CodeUnit) else set()
+        return frozenset(found)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotpatchd.core.client import Anchor, Detour, DylibPatch
-from hotpatchd.core.compare import find_differences, find_retyped
+from hotpatchd.core.compare import find_differences
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.dylibplan import LinkerChoice, choose_dylib_linker, library_file_name, library_os, plan_dylib_link
 from hotpatchd.core.errors import BuildError, HotpatchdError
@@ -33,7 +33,7 @@ from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.messages import Prepared
 from hotpatchd.core.select import Selection, select
 from hotpatchd.core.session import PatchContent, Session
-from hotpatchd.core.statics import TYPE_REDEFINED
+from hotpatchd.core.statics import find_successors
 from hotpatchd.core.unit import Archives, Fingerprint
 from hotpatchd.daemon.layout_judge import FilesByName, LayoutJudge
 from hotpatchd.daemon.linking import LinkCache, identify
@@ -266,8 +266,9 @@ class LibraryPatcher:
         earlier = self.baseline.changed_since(objects)
         state = {name for unit in earlier for name, found in unit.exports.items() if found.kind != "function"}
         state |= {name for name, found in session.symbols.items() if found.kind != "function"}
-        for name in find_retyped(new, (name for name in state if objects.get(name) is None)):
-            yield Refusal(symbol=name, reason="static_changed", detail=TYPE_REDEFINED)
+        gone = (name for name in state if objects.get(name) is None)
+        for name, why in find_successors(new, gone, {}, {}).lost.items():
+            yield Refusal(symbol=name, reason="static_changed", detail=why)
 
     def _extents(self, selection: Selection, objects: BuildObjects) -> dict[str, tuple[int, int]]:
         """Statics of the program that the newest objects define, too, with how far they reach there and before."""

@@ -144,7 +144,9 @@ def plan_patch(
     judgement = Judgement()
     with judging.running():
         if selection.replaced:
-            judgement = judge.judge(session, edit.compared, objects, live, origin.crate_names, edit.old)
+            replaced = {known for name, known in session.aliases.items() if name not in forks.forked}
+            kept = {session.aliases.get(name, name) for name in forks.forked} | (edit.gone(files) - replaced)
+            judgement = judge.judge(session, edit.compared, objects, live, origin.crate_names, edit.old, kept)
         static_refusals = tuple(refuse_statics(statics, selection, edit.compared))
     refusals = (
         *judgement.refusals,
@@ -169,7 +171,9 @@ def plan_patch(
     if session.redirect == "jump_table":
         notes += hot_call_notes(edited, roots)
     if edit.old.closures and not refusals:
-        notes += note_old_code(edit.old, edit.compared.uses_before())
+        # Who makes a trait object of a closure need not differ itself: the closures only changed places.
+        makers = objects.units_defining(user for name in forked for user in objects.users(name))
+        notes += note_old_code(edit.old, (*edit.compared.uses_before(), *(unit.types.uses for unit in makers)))
     return Plan(
         selection=replace(selection, refusals=refusals),
         jumps=() if refusals else in_order_of_jumps(merged),

@@ -1,6 +1,6 @@
 """Which functions of one program an edit means: those that get new code, and those brought beside the program's own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Self
@@ -15,6 +15,7 @@ from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.machines import MACHINES, Machine
 from hotpatchd.objfile.objects import BuildObjects
+from hotpatchd.objfile.padding import Padding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,8 @@ class Origin:
         baseline_state: their statics, where optimisation may have taken the symbols away.
         host_code: its machine code, where it was built with optimisation and so has functions inlined into others; None
             where it was not.
+        short_ways: address of a place in an optimised one → those of functions that may be nothing but a jump there.
+        padding: what lies between its functions.
         lto: `fat` or `thin`, where its crates were optimised together.
     """
 
@@ -38,6 +41,8 @@ class Origin:
     baseline: BuildObjects
     baseline_state: frozenset[str]
     host_code: HostCode | None
+    short_ways: Mapping[int, frozenset[int]]
+    padding: Padding
     lto: str | None
 
     @classmethod
@@ -49,6 +54,7 @@ class Origin:
         crate_names: frozenset[str],
         baseline: BuildObjects,
         host_code: HostCode | None,
+        padding: Padding,
         lto: str | None = None,
     ) -> Self:
         """What is known of a host binary from its symbols."""
@@ -59,6 +65,8 @@ class Origin:
             baseline=baseline,
             baseline_state=baseline.state_names() if host_code else frozenset(),
             host_code=host_code,
+            short_ways=host_code.short_ways(host) if host_code else {},
+            padding=padding,
             lto=lto,
         )
 
@@ -173,11 +181,20 @@ class Edit:
             known = aliases.get(caller, caller)
             return not host.functions(known) and self.origin.baseline.get(known) is not None
 
+        newest_names = {known: name for name, known in aliases.items()}
+
+        def ways_to(callee: str) -> Iterator[str]:
+            for addr, _ in host.functions(aliases.get(callee, callee)):
+                for way in self.origin.short_ways.get(addr, ()):
+                    yield from (newest_names.get(known, known) for known in host.function_names_at(way))
+
         def callers(callee: str) -> Iterator[tuple[str, int]]:
             direct = dict(objects.callers(callee))
             yield from direct.items()
             # The optimiser may have put what a constant, virtual table or static leads to in the place of a use of it.
             yield from ((name, 1) for name in {*objects.users(callee), *objects.holders(callee)} - direct.keys())
+            # It may have made a function that was equal to the callee a jump there: more references than there are now.
+            yield from ((name, 2) for name in ways_to(callee) if name not in direct)
 
         stale = find_stale_callers(
             changed,

@@ -7,7 +7,14 @@ from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import Note, Refusal
 from hotpatchd.core.select import Selection
 from hotpatchd.core.session import Session
-from hotpatchd.core.statics import Successors, find_successors, names_its_type, note_fresh, refuse_other_types
+from hotpatchd.core.statics import (
+    Successors,
+    find_successors,
+    names_its_type,
+    note_fresh,
+    refuse_other_places,
+    refuse_other_types,
+)
 from hotpatchd.core.unit import Definition, Host, HostSymbol
 from hotpatchd.daemon.layout_judge import Comparison
 from hotpatchd.objfile.objects import BuildObjects
@@ -49,8 +56,9 @@ def match_statics(
     """
     own = _statics(compared.now)
     new = [name for name in own if live.find(name) is None]
-    known = {name for name, static in _statics(compared.before).items() if static.kind != "constant"}
-    known |= {name for name, found in session.symbols.items() if found.kind != "function"}
+    before = _statics(compared.before)
+    known = before.keys() | {name for name, found in session.symbols.items() if found.kind != "function"}
+    known -= {name for name, static in before.items() if static.kind == "constant"}
     # What an unoptimised program has no symbol for, nothing in it used.
     lasting = (name for name in known - own.keys() if is_optimised or live.find(name))
     gone = [name for name in lasting if objects.get(name) is None]
@@ -81,19 +89,32 @@ def refuse_statics(statics: Statics, selection: Selection, compared: Comparison)
     Raises:
         ObjectError: an object's debug information cannot be read.
     """
-    if statics.successors.lost:
-        used = selection.host_names | {
-            definition.name
-            for kept in selection.units
-            for section in kept.sections
-            for definition in kept.unit.definitions_in(section)
-        }
-        for name, detail in statics.successors.lost.items():
-            if name in used:
-                yield Refusal(symbol=name, reason="static_changed", detail=detail)
-    state = [name for name in selection.host_names if name in statics.own and statics.own[name].kind != "constant"]
+    own, earlier = statics.own, _statics(compared.before)
+    used = selection.host_names | {
+        definition.name
+        for kept in selection.units
+        for section in kept.sections
+        for definition in kept.unit.definitions_in(section)
+    }
+    for name, detail in statics.successors.lost.items():
+        if name in used:
+            yield Refusal(symbol=name, reason="static_changed", detail=detail)
+    constants = {name for name, static in own.items() if static.kind == "constant"}
+    moved = {
+        name
+        for name in (selection.host_names | (used & constants)) & own.keys() & earlier.keys()
+        if (earlier[name].kind == "constant") != (name in constants)
+    }
+    state = moved | (selection.host_names & own.keys() - constants)
+    # What reaches a thread-local is a function whose code is the same for all types, and so in no patch.
+    added = {thread_local.name for thread_local in selection.thread_locals}
+    state |= {name for name, static in own.items() if static.kind == "tls"} - added
+    retyped: set[str] = set()
     if not all(map(names_its_type, state)):
-        yield from refuse_other_types(state, _types(compared.now), _types(compared.before))
+        for refusal in refuse_other_types(state, _types(compared.now), _types(compared.before)):
+            retyped.add(refusal.symbol or "")
+            yield refusal
+    yield from refuse_other_places(moved - retyped, constants)
 
 
 def fresh_notes(selection: Selection, objects: BuildObjects, before: BuildObjects) -> list[Note]:

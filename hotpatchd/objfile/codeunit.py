@@ -11,8 +11,10 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
+from hotpatchd.core.demangle import demangle, of_shim
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES
@@ -23,6 +25,9 @@ LOCATION_SIZE = 24
 
 LOCATION_NUMBERS = slice(16, 24)
 """Where in that line and column are."""
+
+_CALL_DISTANCE = 16
+"""Bytes from a reference to a call's last argument to the reference to what is called: an instruction or two."""
 
 _CALL_SITE = re.compile(r"10_?__CALLSITE4META")
 """Names of the statics that tracing's macros describe themselves by, in either mangling.
@@ -190,7 +195,7 @@ class CodeUnit:
     def reference(self, symbol_index: int, source: int) -> Reference:
         """What a relocation in the section `source` with that symbol leads to."""
         symbol = self.obj.symbols[symbol_index]
-        if symbol.bind != elf.STB_LOCAL:
+        if symbol.is_bound_by_name:
             is_weak = symbol.bind == elf.STB_WEAK and symbol.shndx == elf.SHN_UNDEF
             return Reference(symbol.name, symbol.shndx or -1, local=False, weak=is_weak)
         shared = self._shared_function(symbol.shndx)
@@ -241,6 +246,23 @@ class CodeUnit:
     def holders(self) -> dict[str, Counter[str]]:
         """Symbol → the exported statics that hold its address, by way of anonymous constants, too."""
         return find_referrers(self, frozenset({"constant"}), frozenset({"constant", "data"}))
+
+    @cached_property
+    def pointed(self) -> frozenset[str]:
+        """Names of which the object takes the address, in code other than by a call, or as part of what it stores."""
+        found: set[str] = set()
+        for index, header in enumerate(self.obj.sections):
+            kind = self.kinds[index]
+            if kind not in ("function", "constant", "data", "tls"):
+                continue
+            code = self.obj.contents(header) if kind == "function" else b""
+            for reloc in self.obj.relocs(index):
+                if code and self.machine.is_call(code, reloc.offset, reloc.type):
+                    continue
+                reference = self.reference(reloc.symbol, index)
+                if not reference.local:
+                    found.add(reference.name)
+        return frozenset(found)
 
     def fingerprint(self, section: int) -> Fingerprint:
         """Digest of the section and of everything anonymous that it refers to.
@@ -302,7 +324,7 @@ class CodeUnit:
         """A relocation by what it refers to: bytes for the digest, and the section that counts by its content."""
         symbol = self.obj.symbols[reloc.symbol]
         place = b"%d:%d:%d:" % (reloc.offset, reloc.type, reloc.addend)
-        if symbol.bind != elf.STB_LOCAL:
+        if symbol.is_bound_by_name:
             return place + symbol.name.encode("utf-8", "surrogateescape") + b"\0", None
         target = symbol.shndx
         if target <= 0:
@@ -342,21 +364,52 @@ class CodeUnit:
 
     def _without_location(self, section: int, contents: bytes, relocs: list[elf.Reloc]) -> bytes:
         """The contents with line and column zeroed, where the section is a panic location."""
-        if len(contents) != LOCATION_SIZE or len(relocs) != 1 or self.kinds[section] != "constant":
-            return contents
-        reloc = relocs[0]
-        symbol = self.obj.symbols[reloc.symbol]
-        if reloc.offset or reloc.type != self.machine.absolute or symbol.shndx <= 0:
-            return contents
-        name_length = int.from_bytes(contents[8:16], "little")
-        header = self.obj.sections[symbol.shndx]
-        start = symbol.value + reloc.addend
-        file_name = self.obj.contents(header)[start : start + name_length]
-        if len(file_name) != name_length or not file_name.endswith(b".rs"):
+        if not self._is_location(section, contents, relocs):
             return contents
         masked = bytearray(contents)
         masked[LOCATION_NUMBERS] = bytes(8)
         return bytes(masked)
+
+    def _is_location(self, section: int, contents: bytes, relocs: list[elf.Reloc]) -> bool:
+        if len(contents) != LOCATION_SIZE or len(relocs) != 1 or self.kinds[section] != "constant":
+            return False
+        reloc = relocs[0]
+        symbol = self.obj.symbols[reloc.symbol]
+        if reloc.offset or reloc.type != self.machine.absolute or symbol.shndx <= 0:
+            return False
+        name_length = int.from_bytes(contents[8:16], "little")
+        header = self.obj.sections[symbol.shndx]
+        start = symbol.value + reloc.addend
+        file_name = self.obj.contents(header)[start : start + name_length]
+        return len(file_name) == name_length and file_name.endswith(b".rs")
+
+    @cached_property
+    def told_callers(self) -> frozenset[str]:
+        """Paths of the functions that get the place of their call as one argument more, which no name or type shows.
+
+        The last thing that code refers to before such a call is that place. Pointers to them lead to a shim that has
+        one of its own.
+
+        Source: `#[track_caller]` in the Rust reference; rustc_codegen_ssa, `caller_location`.
+        """
+        found = {of_shim(symbol.name) for symbol in self.obj.symbols if "reify" in symbol.name}
+        for section, kind in enumerate(self.kinds):
+            if kind != "function":
+                continue
+            for place, call in pairwise(self.obj.relocs(section)):
+                target = self.obj.symbols[place.symbol].shndx
+                if target <= 0 or not 0 < call.offset - place.offset <= _CALL_DISTANCE:
+                    continue
+                contents = self.obj.contents(self.obj.sections[target])
+                if self._is_location(target, contents, self.obj.relocs(target)):
+                    found.add(demangle(self._called(call)))
+        return frozenset(found - {""})
+
+    def _called(self, call: elf.Reloc) -> str:
+        symbol = self.obj.symbols[call.symbol]
+        if symbol.type != elf.STT_SECTION:
+            return symbol.name
+        return next((definition.name for definition in self.definitions_in(symbol.shndx)), "")
 
 
 def _without_line(contents: bytes, relocs: list[elf.Reloc]) -> bytes:

@@ -32,6 +32,7 @@ R_X86_64_64, R_X86_64_PC32, R_X86_64_PLT32, R_X86_64_GOTPCREL = 1, 2, 4, 9
 R_X86_64_GOTPCRELX, R_X86_64_REX_GOTPCRELX = 41, 42
 R_X86_64_32S, R_X86_64_TLSGD, R_X86_64_TLSLD, R_X86_64_DTPOFF32 = 11, 19, 20, 21
 R_AARCH64_ABS64, R_AARCH64_ADR_PREL_PG_HI21, R_AARCH64_LDST64_ABS_LO12_NC = 257, 275, 286
+R_AARCH64_JUMP26, R_AARCH64_CALL26 = 282, 283
 R_AARCH64_ADR_GOT_PAGE, R_AARCH64_LD64_GOT_LO12_NC = 311, 312
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
@@ -72,6 +73,11 @@ class Symbol(NamedTuple):
     shndx: int
     value: int
     size: int
+
+    @property
+    def is_bound_by_name(self) -> bool:
+        """Whether a reference to it leads to whatever has its name, and not to a place or number of its own object."""
+        return self.bind != STB_LOCAL and self.shndx != SHN_ABS - 0x10000
 
 
 class Reloc(NamedTuple):

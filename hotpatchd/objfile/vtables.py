@@ -7,7 +7,7 @@ Source: `rustc_middle::ty::vtable` (drop glue, size, alignment, then the methods
 import struct
 from collections.abc import Mapping
 
-from hotpatchd.core.layout import TraitObject
+from hotpatchd.core.layout import TraitObject, VirtualTable
 from hotpatchd.objfile.codeunit import CodeUnit
 
 _ADDRESS, _ADDRESS_INDEX = 0x03, 0xA1
@@ -21,8 +21,8 @@ HEAD = 24
 _SLOT = 8
 
 
-def read_tables(unit: CodeUnit) -> Mapping[TraitObject, tuple[str, ...]]:
-    """Trait object → the symbols of its methods in the table's order; empty where a slot leads to no function.
+def read_tables(unit: CodeUnit) -> Mapping[TraitObject, VirtualTable]:
+    """Trait object → its table.
 
     Args:
         unit: an object with debug information.
@@ -44,16 +44,16 @@ def read_tables(unit: CodeUnit) -> Mapping[TraitObject, tuple[str, ...]]:
         else:
             target = None
         if target is not None:
-            found[made] = _slots(unit, *target)
+            found[made] = _table(unit, *target)
     return found
 
 
-def find_table_shapes(unit: CodeUnit) -> set[tuple[str, ...]]:
-    """The methods of what may be virtual tables, by the contents of constants: what `read_tables` finds is among it."""
+def find_table_shapes(unit: CodeUnit) -> set[VirtualTable]:
+    """What may be virtual tables, by the contents of constants: what `read_tables` finds is among it."""
     return {
-        slots
+        _table(unit, section, 0)
         for section, kind in enumerate(unit.kinds)
-        if kind == "constant" and unit.obj.sections[section].size > HEAD and (slots := _slots(unit, section, 0))
+        if kind == "constant" and unit.obj.sections[section].size >= HEAD
     }
 
 
@@ -71,14 +71,16 @@ def _symbols(unit: CodeUnit, name: str) -> dict[int, tuple[int, int]]:
     }
 
 
-def _slots(unit: CodeUnit, section: int, start: int) -> tuple[str, ...]:
+def _table(unit: CodeUnit, section: int, start: int) -> VirtualTable:
     size = unit.obj.sections[section].size
     named = [""] * max((size - start - HEAD) // _SLOT, 0)
+    drops = False
     for reloc in unit.obj.relocs(section):
+        drops |= reloc.offset == start
         slot, rest = divmod(reloc.offset - start - HEAD, _SLOT)
         if 0 <= slot < len(named) and not rest:
             named[slot] = unit.reference(reloc.symbol, section).name
-    return tuple(named)
+    return VirtualTable(methods=tuple(named), drops=drops)
 
 
 def _unsigned(data: bytes, at: int) -> int:

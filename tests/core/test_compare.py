@@ -6,7 +6,6 @@ from hotpatchd.core.compare import (
     find_differences,
     find_kept_initialisers,
     find_new_collected,
-    find_retyped,
 )
 from hotpatchd.core.unit import HostSymbol
 from tests.core.fakes import FakeHost, FakeUnit, Section, fingerprint
@@ -138,11 +137,3 @@ def test_constants_with_other_content_are_found() -> None:
     assert find_changed_constants([_constant("1", lines="line 2")], running) == ()
     assert find_changed_constants([_constant("2")], lambda _: None) == ()
     assert find_changed_constants([_constant("2", local=True)], running) == ()
-
-
-def test_a_static_of_another_type_is_told() -> None:
-    """Its path is that of one that is gone; the hash in its name is another."""
-    before, now = (f"_ZN4prog5COUNT17h{hash_}E" for hash_ in ("0" * 16, "1" * 16))
-    other = f"_ZN4prog5TOTAL17h{'2' * 16}E"
-    assert find_retyped([now, other], [before]) == (now,)
-    assert find_retyped([now], []) == ()

@@ -136,6 +136,23 @@ def test_what_holds_an_old_value_counts_as_one() -> None:
     assert not old.are_in("app::other::{async_fn_env#0}")
 
 
+def test_closures_inside_an_old_one_are_old() -> None:
+    """A closure that keeps its old code keeps that of the closures inside it, and a task that waits does so, too."""
+    inner, awaited = "app::make::{closure#0}::{closure#1}", "app::outer::{async_fn#0}::{closure#0}"
+    functions = {
+        name: function(path=path)
+        for name, path in {
+            "a": "app::make::{closure#0}",
+            "b": inner,
+            "c": awaited,
+            "d": "app::make::{closure#2}",
+        }.items()
+    }
+    parts = {"app::outer::{async_fn_env#0}": frozenset({ENV})}
+    old = find_old_values([], [ENV], [Uses(parts=parts, functions=functions)])
+    assert old.closures == {MAKE, f"{MAKE}::{{#1}}", "app::outer::{#0}", "app::outer::{#0}::{#0}"}
+
+
 def test_a_closure_made_for_an_old_one_is_told_by_it() -> None:
     """The library's closure for another closure of the program stays what it was."""
     of = "core::iter::map_fold::{{closure_env#0}}<{}>".format

@@ -9,6 +9,7 @@ from hotpatchd.core.layout import (
     Field,
     FunctionTypes,
     Judgement,
+    KeptCode,
     Layout,
     TraitObject,
     Uses,
@@ -182,6 +183,24 @@ def test_a_type_behind_a_trait_object_is_refused() -> None:
     assert "a trait object (dyn app::Shape) may hold a value of it" in refusal.detail
 
 
+@pytest.mark.parametrize(("size", "is_refused"), [(0, False), (8, True)])
+def test_an_object_without_bytes_holds_nothing(size: int, is_refused: bool) -> None:
+    """`PhantomData` names a type and has no value of it."""
+    visitor = Layout(size=size, align=1)
+    uses = Uses(
+        parts={"app::Visitor": frozenset({"app::T"})},
+        trait_objects=frozenset({TraitObject(type="app::Visitor", trait="app::Visits")}),
+    )
+    judged = judge(unit({"app::T": OLD, "app::Visitor": visitor}, uses), unit({"app::T": NEW, "app::Visitor": visitor}))
+    assert bool(judged.refusals) == is_refused
+
+
+def test_an_object_that_gets_its_first_field_is_refused() -> None:
+    """The old value has no bytes that the new code could read."""
+    uses = Uses(trait_objects=frozenset({TraitObject(type="app::T", trait="app::Shape")}))
+    assert judge(unit({"app::T": Layout(size=0, align=1)}, uses), unit({"app::T": NEW})).refusals
+
+
 @pytest.mark.parametrize(
     ("holder", "is_refused"), [("&[&dyn core::fmt::Debug]", False), ("alloc::boxed::Box<dyn core::fmt::Debug>", True)]
 )
@@ -288,3 +307,41 @@ def test_another_name_of_a_field_is_another_layout_where_it_is_asked() -> None:
     before, now = unit({"app::T": OLD, "app::U": OLD}), unit({"app::T": renamed, "app::U": OLD})
     assert find_changed([before], [now], is_wanted=lambda _: True) == {"app::T"}
     assert not find_changed([before], [now], is_wanted=lambda path: path == "app::U")
+
+
+SHIM = "core::ops::function::FnOnce::call_once"
+
+
+def judge_kept(*, pointed: Iterable[str], callers: Mapping[str, Iterable[str]] | None = None) -> Judgement:
+    """The judgement of a type that `kept`, which stays as it is, uses within itself."""
+    uses = Uses(functions={"kept": function("u32", local=["app::T"])})
+    return judge_layouts(
+        [unit({"app::T": OLD}, uses)],
+        [unit({"app::T": NEW})],
+        is_live=lambda _: True,
+        callers=lambda _: (),
+        kept=KeptCode(
+            is_kept=lambda name: name in {"kept", SHIM},
+            is_pointed=lambda name: name in set(pointed),
+            callers=lambda name: (callers or {}).get(name, ()),
+        ),
+    )
+
+
+def test_code_that_stays_behind_a_pointer_uses_the_old_layout() -> None:
+    """The new code calls it by the pointer, and it calls new code with old values."""
+    [refusal] = judge_kept(pointed=["kept"]).refusals
+    assert refusal.symbol == "app::T"
+    assert "kept goes on with its old code for whoever has a pointer to it" in refusal.detail
+
+
+def test_a_pointer_may_lead_to_code_that_stays_by_way_of_other_such_code() -> None:
+    """A pointer to a closure is one to the shim that calls it; the closure is named, which the developer wrote."""
+    [refusal] = judge_kept(pointed=[SHIM], callers={"kept": [SHIM]}).refusals
+    assert "kept goes on" in refusal.detail
+
+
+def test_code_that_stays_and_that_nobody_points_to_must_not_be_entered() -> None:
+    """Only old code that is running calls it, directly or by way of other code that stays."""
+    judged = judge_kept(pointed=[], callers={"kept": [SHIM], SHIM: ["main"]})
+    assert (judged.refusals, set(judged.idle)) == ((), {"kept", SHIM, "main"})

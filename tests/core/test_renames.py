@@ -2,8 +2,15 @@
 
 import pytest
 
-from hotpatchd.core.layout import FunctionTypes, TraitObject
-from hotpatchd.core.renames import Tables, find_changed_tables, find_renamed, may_be_renamed, method_name
+from hotpatchd.core.layout import FunctionTypes, TraitObject, VirtualTable
+from hotpatchd.core.renames import (
+    Tables,
+    find_changed_tables,
+    find_dropped_otherwise,
+    find_renamed,
+    may_be_renamed,
+    method_name,
+)
 
 MADE = TraitObject(type="app::Circle", trait="app::Shape")
 
@@ -89,7 +96,7 @@ def test_instances_for_several_types_are_told_apart() -> None:
 
 def tables(*methods: str) -> Tables:
     """The table of a circle, by the names of its methods."""
-    return {MADE: tuple(legacy(f"<app~Circle as app~Shape>::{method}") for method in methods)}
+    return {MADE: VirtualTable(methods=tuple(legacy(f"<app~Circle as app~Shape>::{method}") for method in methods))}
 
 
 @pytest.mark.parametrize(
@@ -107,16 +114,25 @@ def test_methods_at_other_places_are_told(before: tuple[str, ...], now: tuple[st
 
 def test_tables_that_lead_to_other_symbols_are_the_same_tables() -> None:
     """A block with another number, and a type's own form of a method, leave each method where it was."""
-    now = {MADE: (legacy(AREA, 5), legacy("app::Shape::edge"))}
+    now = {MADE: VirtualTable(methods=(legacy(AREA, 5), legacy("app::Shape::edge")))}
     assert not find_changed_tables(tables("area", "edge"), now, {}, {})
 
 
 def test_a_method_with_another_signature_is_told() -> None:
     """Its place is the old one, and what is called there takes something else."""
-    old, new = {MADE: (legacy(AREA, 1),)}, {MADE: (legacy(AREA, 2),)}
+    old, new = ({MADE: VirtualTable(methods=(legacy(AREA, block),))} for block in (1, 2))
     before, now = function("&app::Circle", "u64"), function("&app::Circle", "u64", "")
     found = find_changed_tables(old, new, {legacy(AREA, 1): before}, {legacy(AREA, 2): now})
     assert found == {"app::Shape": "method area: fn() -> u64 → fn(u64)"}
+
+
+def test_a_method_that_is_told_its_caller_now_is_told() -> None:
+    """Calls by an old table do not tell it; one that is not told any more does not mind."""
+    plain, shim = (
+        {MADE: VirtualTable(methods=(legacy(AREA + end),))} for end in ("", "$u7b$$u7b$reify.shim$u7d$$u7d$")
+    )
+    assert find_changed_tables(plain, shim, {}, {}) == {"app::Shape": "method area: told its caller"}
+    assert not find_changed_tables(shim, plain, {}, {})
 
 
 def test_the_table_of_another_type_tells_of_the_trait() -> None:
@@ -124,3 +140,14 @@ def test_the_table_of_another_type_tells_of_the_trait() -> None:
     other = {TraitObject(type="app::Square", trait="app::Shape"): tables("edge", "area")[MADE]}
     assert find_changed_tables(tables("area", "edge"), other, {}, {})
     assert not find_changed_tables(tables("area", "edge"), {}, {}, {})
+
+
+@pytest.mark.parametrize(("before", "text"), [(False, "added"), (True, "removed")])
+def test_a_destructor_that_old_tables_do_not_have_is_told(before: bool, text: str) -> None:
+    """A type that is made a trait object for the first time has no old table."""
+    other = TraitObject(type="app::Square", trait="app::Shape")
+    old, new = (VirtualTable(methods=(), drops=drops) for drops in (before, not before))
+    assert find_dropped_otherwise({MADE: old}, {MADE: new, other: new}) == {
+        "app::Shape": f"destructor of app::Circle {text}"
+    }
+    assert not find_dropped_otherwise({MADE: old}, {MADE: old, other: new})

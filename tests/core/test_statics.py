@@ -5,6 +5,7 @@ from hotpatchd.core.statics import (
     item_name,
     names_its_type,
     note_fresh,
+    refuse_other_places,
     refuse_other_types,
 )
 
@@ -69,6 +70,23 @@ def test_a_symbol_that_says_nothing_of_the_type() -> None:
         ["same", "unknown", "other"], {"same": "u8", "other": "u8"}, {"other": "i8"} | {"same": "u8"}
     )
     assert (refusal.symbol, refusal.reason) == ("other", "static_changed")
+
+
+def test_a_thread_local_is_refused_once() -> None:
+    """The macro makes two statics of it."""
+    names = [f"_RNvNCNKNvCs6xxl1lAjzDf_1a4LAZY0{closure}023___RUST_STD_INTERNAL_VAL" for closure in ("", "s_")]
+    refusals = refuse_other_types(names, dict.fromkeys(names, "u8"), dict.fromkeys(names, "i8"))
+    assert [refusal.symbol for refusal in refusals] == names[:1]
+
+
+def test_a_static_that_can_be_written_to_in_one_of_two_versions_is_refused() -> None:
+    """Its value would be lost, or its place is one that the program cannot write to."""
+    refusals = list(refuse_other_places([OLD, NEW], {NEW}))
+    assert {(refusal.symbol, refusal.reason) for refusal in refusals} == {
+        (OLD, "static_changed"),
+        (NEW, "static_changed"),
+    }
+    assert [refusal.symbol for refusal in refusals if "lost" in refusal.detail] == [NEW]
 
 
 def test_a_thread_local_is_named_as_in_the_source() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.core.client import Detour, Patch, ThreadLocalImage
+from hotpatchd.core.client import Detour, Gap, Patch, ThreadLocalImage
 from hotpatchd.core.linkline import LinkLine
 from hotpatchd.core.session import Session, after_applied, after_undo
 from hotpatchd.core.unit import Fingerprint, HostSymbol
@@ -21,6 +21,7 @@ from hotpatchd.objfile.host_index import HostCode, read_host
 from hotpatchd.objfile.image import read_image
 from hotpatchd.objfile.machines import X86_64
 from hotpatchd.objfile.objects import BuildObjects, object_file
+from hotpatchd.objfile.padding import Padding
 from hotpatchd.objfile.rewrite import NEW_CODE_SUFFIX
 from tests.core.fakes import session
 from tests.objfile.build import run
@@ -73,6 +74,7 @@ class World:
         assembled = self._assembled(source + ".globl _start\n.section .text._start\n_start: ret\n")
         run("cc", "-nostdlib", "-static", "-no-pie", "-o", root / "host", assembled)
         index = read_host(root / "host")
+        code = HostCode(root / "host", index.header)
         link_line = LinkLine(env=(("PATH", "/usr/bin:/bin"),), argv=("cc", "a.o", "-nodefaultlibs", "-o", "host"))
         self.patcher = Patcher(
             origin=Origin.of(
@@ -80,7 +82,8 @@ class World:
                 archives=ArchiveSet(()),
                 crate_names=frozenset({"app"}),
                 baseline=self.baseline,
-                host_code=HostCode(root / "host", index.header) if optimised else None,
+                host_code=code if optimised else None,
+                padding=Padding(index, code),
             ),
             libraries=(),
             link_line=link_line,
@@ -228,6 +231,27 @@ async def test_a_function_that_is_too_short_for_a_jump_is_refused(tmp_path: Path
     short, after = function("f", "ret", align=1), function("g", "nop", "ret", align=1)
     world = World(tmp_path, short + after)
     assert reasons(await world.prepare(F2 + after)) == [("app::f", "too_short")]
+
+
+async def test_a_function_that_is_too_short_gets_padding_nearby(tmp_path: Path) -> None:
+    """Two bytes with another function right behind: there is room for a short jump, to what is behind that one."""
+    short, behind = function("f", "nop", "ret", align=1), function("g", "nop", "ret", align=1) + function("h", "ret")
+    world = World(tmp_path, short + behind)
+    client = session(1)
+    client = replace(client, hello=replace(client.hello, short_jumps=True))
+    (detour,) = detours(await world.prepare(F2 + behind, client))
+    gap = world.addr("g") + X86_64.detour_size + client.hello.slide
+    assert (detour.size, detour.room) == (2, 2)
+    assert detour.padding == (Gap(addr=gap, size=world.addr("h") + client.hello.slide - gap),)
+
+
+async def test_a_function_that_is_too_short_for_a_short_jump_is_refused(tmp_path: Path) -> None:
+    """One byte is too short for that as well, whatever padding there is."""
+    short, behind = function("f", "ret", align=1), function("g", "nop", "ret", align=1) + function("h", "ret")
+    client = session(1)
+    client = replace(client, hello=replace(client.hello, short_jumps=True))
+    ready = await World(tmp_path, short + behind).prepare(F2 + behind, client)
+    assert reasons(ready) == [("app::f", "too_short")]
 
 
 async def test_padding_behind_a_short_function_is_room_enough(tmp_path: Path) -> None:

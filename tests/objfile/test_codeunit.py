@@ -208,6 +208,33 @@ def test_absolute_and_common_symbols_are_not_exported_sections(tmp_path: Path) -
     assert reference.section < 0
 
 
+def test_an_absolute_symbol_counts_by_its_number(tmp_path: Path) -> None:
+    """It is no reference to anything."""
+    source = ".globl f\nf: mov fixed@GOTPCREL(%rip),%rax\n.globl fixed\n.set fixed, {}\n"
+    one, two = assembled(tmp_path, source.format(4), "one"), assembled(tmp_path, source.format(5), "two")
+    assert fingerprint_of(one, "f") != fingerprint_of(two, "f")
+    assert not [reference for reference in one.references(one.exports["f"].section) if not reference.local]
+
+
+TOLD = """
+#[track_caller] pub fn line() -> u32 { std::panic::Location::caller().line() }
+#[track_caller] pub fn kept() -> u32 { std::panic::Location::caller().line() }
+pub fn plain() -> u32 { 1 }
+pub fn get(list: &[u32]) -> u32 { list[0] + line() + plain() }
+pub fn pointer() -> [fn() -> u32; 2] { [kept, plain] }
+fn main() { println!("{} {}", get(&[1]), pointer()[0]()); }
+"""
+
+
+@pytest.mark.parametrize("mangling", [(), ("-Csymbol-mangling-version=v0",)], ids=["default", "v0"])
+def test_functions_that_are_told_their_caller(tmp_path: Path, mangling: tuple[str, ...]) -> None:
+    """By a call, or by the shim for those who have a pointer."""
+    objects = thin_build(tmp_path, TOLD, opt_level=0, compiler=("rustc", *mangling))
+    units = [unit for unit in map(objects.unit, objects.files) if isinstance(unit, CodeUnit)]
+    told = {path for unit in units for path in unit.told_callers}
+    assert {path for path in told if path.startswith("demo::")} == {"demo::line", "demo::kept"}
+
+
 LOGGED = """
 pub struct Metadata { name: &'static str, level: usize, line: Option<u32>, fields: &'static [&'static str] }
 unsafe impl Sync for Metadata {}
@@ -246,3 +273,25 @@ def _constants(objects: BuildObjects) -> set[str]:
         for name, what in unit.exports.items()
         if what.kind == "constant"
     }
+
+
+@pytest.mark.parametrize("opt_level", [0, 3])
+def test_a_function_is_pointed_to_where_its_address_is_more_than_called(tmp_path: Path, opt_level: int) -> None:
+    """Code that stores an address, a static and a virtual table point to a function; a call does not."""
+    source = """
+    pub trait Shape { fn area(&self) -> u32; }
+    pub struct Square(pub u32);
+    impl Shape for Square { #[inline(never)] fn area(&self) -> u32 { self.0 * self.0 } }
+    #[inline(never)] pub fn called(n: u32) -> u32 { n ^ 0x55 }
+    #[inline(never)] pub fn stored(n: u32) -> u32 { n ^ 0x56 }
+    #[inline(never)] pub fn held(n: u32) -> u32 { n ^ 0x57 }
+    #[used] pub static HELD: fn(u32) -> u32 = held;
+    pub fn store(to: &mut Vec<fn(u32) -> u32>) { to.push(stored); }
+    pub fn object(side: u32) -> Box<dyn Shape> { Box::new(Square(called(side))) }
+    fn main() { let mut to = Vec::new(); store(&mut to); println!("{} {}", to[0](1), object(2).area()); }
+    """
+    objects = thin_build(tmp_path, source, opt_level=opt_level)
+    units = [objects.unit(name) for name in objects.files]
+    pointed = {demangle(name) for unit in units if isinstance(unit, CodeUnit) for name in unit.pointed}
+    functions_of_it = {"demo::called", "demo::stored", "demo::held", "<demo::Square as demo::Shape>::area"}
+    assert pointed & functions_of_it == functions_of_it - {"demo::called"}

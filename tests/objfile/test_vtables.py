@@ -15,8 +15,11 @@ pub trait Shape: Base { fn area(&self) -> u64; fn edge(&self) -> u64 { 7 } }
 pub struct Circle(pub u64);
 impl Base for Circle {}
 impl Shape for Circle { fn area(&self) -> u64 { self.0 } }
+pub struct Named(pub String);
+impl Base for Named {}
 pub static TABLE: [fn(u64) -> u64; 2] = [|x| x, |x| x + 1];
 pub fn make() -> Box<dyn Shape> { Box::new(Circle(1)) }
+pub fn make_named() -> Box<dyn Base> { Box::new(Named(String::new())) }
 """
 
 
@@ -37,11 +40,18 @@ def unit(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_methods_are_in_the_order_of_the_table(unit: CodeUnit) -> None:
     """Those of the trait that it extends come first, and a type without an own form has the trait's."""
     table = read_tables(unit)[TraitObject(type="demo::Circle", trait="demo::Shape")]
-    assert list(map(demangle, table)) == [
+    assert list(map(demangle, table.methods)) == [
         "demo::Base::base",
         "<demo::Circle as demo::Shape>::area",
         "demo::Shape::edge",
     ]
+
+
+def test_what_needs_dropping_is_dropped_through_the_table(unit: CodeUnit) -> None:
+    """A type without destructors has no glue there."""
+    tables = read_tables(unit)
+    assert tables[TraitObject(type="demo::Named", trait="demo::Base")].drops
+    assert not tables[TraitObject(type="demo::Circle", trait="demo::Shape")].drops
 
 
 def test_tables_show_in_the_contents_of_constants(unit: CodeUnit) -> None:
