@@ -11,11 +11,12 @@ _TEXT = """\
 
 Edits of real shapes. Each is a small module, an edit of it, and the one outcome that is allowed: the verdict, what it
 must name, and what the module shows before the edit, after it, and after its reverse. They run against `hotpatchd run`:
-the modules of an optimisation level are one program, in one process from the first edit to the last.
+the modules of a build are one program, in one process from the first edit to the last. A build is an optimisation level
+of cargo's debug builds (0, 1, 3), `v0` (level 0, with rustc's newer symbol names), or `release`.
 
 The cases are in `cases/`, one file for each kind; `cases.py` tells their format. `python -m tests.corpus` writes this
-table; an edit counts among the verdicts once for each optimisation level at which it can run. `make test` runs
-level 0, and level 3 for some kinds; `HOTPATCHD_CORPUS_LEVELS=0,1,3` runs them all.
+table; an edit counts among the verdicts once for each build with which it can run. `make test` runs the build 0, and
+others for some kinds; `HOTPATCHD_CORPUS_BUILDS=0,v0,1,3,release` runs them all.
 
 """
 

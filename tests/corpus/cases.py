@@ -1,9 +1,10 @@
 """The corpus: files of cases, each a small module of a program, an edit of it, and the one allowed outcome.
 
-A case begins with a line `== name | levels | outcome | values`, then a sentence, then the module as a diff with all of
+A case begins with a line `== name | builds | outcome | values`, then a sentence, then the module as a diff with all of
 its lines: a space, `-` or `+` first. `@ file` starts another file of the case, beside the module's own submodules.
 
-- levels: the optimisation levels at which the case runs.
+- builds: what the program is built as where the case runs: an optimisation level of debug builds, `v0` (level 0, with
+  rustc's newer symbol names), or `release`.
 - outcome: the verdict, then words that its refusals and notes must contain.
 - values: what the module's `show()` returns when it is called before the edit, after it, and after its reverse, with
   ` -> ` between; each exactly once. Without the third, the first is meant.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parent / "cases"
+BUILDS = ("0", "v0", "1", "3", "release")
 VERDICTS = ("applied", "refused", "restart", "unchanged", "failed")
 
 
@@ -40,7 +42,7 @@ class Case:
     Args:
         kind: what is edited; the file that the case is in.
         name: the module of the program.
-        levels: optimisation levels.
+        builds: some of `BUILDS`.
         verdict: the allowed verdict.
         told: words that the verdict's refusals and notes contain.
         values: what the module shows before the edit, after it, and after its reverse.
@@ -50,7 +52,7 @@ class Case:
 
     kind: str
     name: str
-    levels: tuple[int, ...]
+    builds: tuple[str, ...]
     verdict: str
     told: tuple[str, ...]
     values: tuple[str, str, str]
@@ -75,15 +77,17 @@ def _parse(kind: str, text: str) -> Iterator[Case]:
     blocks = text.split("\n== ")
     for block in [blocks[0].removeprefix("== "), *blocks[1:]]:
         header, about, *lines = block.splitlines()
-        name, levels, outcome, shown = (part.strip() for part in header.split(" | "))
+        name, builds, outcome, shown = (part.strip() for part in header.split(" | "))
         verdict, *told = outcome.split()
         before, after, *reverted = shown.split(" -> ")
         if verdict not in VERDICTS:
             raise ValueError(f"{kind}/{name}: no verdict is named {verdict!r}")
+        if unknown := set(builds.split()).difference(BUILDS):
+            raise ValueError(f"{kind}/{name}: no build is named {', '.join(sorted(unknown))}")
         yield Case(
             kind=kind,
             name=name,
-            levels=tuple(int(level) for level in levels.split()),
+            builds=tuple(builds.split()),
             verdict=verdict,
             told=tuple(told),
             values=(before, after, reverted[0] if reverted else before),
@@ -111,12 +115,12 @@ def _sources(where: str, name: str, lines: Iterable[str]) -> Iterator[Source]:
 
 
 def table(cases: Iterable[Case]) -> str:
-    """How many cases of each kind end in each verdict, in Markdown; a case counts once for each level."""
+    """How many cases of each kind end in each verdict, in Markdown; a case counts once for each build."""
     counts: Counter[tuple[str, str]] = Counter()
     kinds: dict[str, set[str]] = {}
     for case in cases:
         kinds.setdefault(case.kind, set()).add(case.name)
-        counts[case.kind, case.verdict] += len(case.levels)
+        counts[case.kind, case.verdict] += len(case.builds)
     rows = [["kind", "edits", *VERDICTS]]
     rows += [
         [kind, str(len(names)), *(str(counts[kind, verdict] or "") for verdict in VERDICTS)]

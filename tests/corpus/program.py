@@ -1,4 +1,4 @@
-"""The corpus's programs: every case of a level is a module of one program, which answers with what the module shows."""
+"""The corpus's programs: every case of a build is a module of one program, which answers with what the module shows."""
 
 import os
 import socket
@@ -60,24 +60,26 @@ fn main() {{
 """
 
 
-def write_program(cases: Iterable[Case], level: int, root: Path, dependencies: Mapping[str, str]) -> None:
+def write_program(cases: Iterable[Case], build: str, root: Path, dependencies: Mapping[str, str]) -> None:
     """Write the sources of a program with these cases.
 
     Args:
         cases: its modules.
-        level: the optimisation level.
+        build: one of `BUILDS`.
         root: where the package goes.
         dependencies: crate → version.
     """
     cases = tuple(cases)
     lines = "".join(f'{name} = "{version}"\n' for name, version in dependencies.items())
     files = {
-        "Cargo.toml": MANIFEST.format(level=level) + lines,
+        "Cargo.toml": MANIFEST.format(level=build if build.isdigit() else "0") + lines,
         "src/main.rs": MAIN.format(
             modules="\n".join(f"mod {case.name};" for case in cases),
             table="\n".join(map(_entry, cases)),
         ),
     }
+    if build == "v0":
+        files[".cargo/config.toml"] = '[build]\nrustflags = ["-Csymbol-mangling-version=v0"]\n'
     files |= {f"src/{source.path}": source.before for case in cases for source in case.sources}
     for path, text in files.items():
         file = root / path
@@ -93,10 +95,11 @@ def _entry(case: Case) -> str:
 class CorpusSession(Session):
     """A program of the corpus under `hotpatchd run`."""
 
-    def __init__(self, project: Project) -> None:
+    def __init__(self, project: Project, build: str) -> None:
         self._socket = project.root.with_suffix(".sock")
         self._socket.unlink(missing_ok=True)
-        super().__init__(project, env={"CORPUS_SOCKET": str(self._socket)})
+        selection = ("--release",) if build == "release" else ()
+        super().__init__(project, selection=selection, env={"CORPUS_SOCKET": str(self._socket)})
         self.pid = 0
 
     def wait_started(self) -> Self:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus.__main__ import README, readme
-from tests.corpus.cases import Case, read_cases
+from tests.corpus.cases import BUILDS, Case, read_cases
 from tests.corpus.program import CorpusSession, write_program
 from tests.e2e.harness import SharedSession
 from tests.e2e.program import Project
@@ -22,28 +22,28 @@ DEPENDENCIES = {
 """Kinds that are a program of their own, with the crates that it needs: they are many, or nothing else in the program
 may use what they use for the first time."""
 
-LEVELS = os.environ.get("HOTPATCHD_CORPUS_LEVELS", "")
-"""The optimisation levels to run at; where none are named, 0, and for some kinds of cases 3."""
+WANTED = os.environ.get("HOTPATCHD_CORPUS_BUILDS", "")
+"""The builds to run; where none are named, 0, and others for some kinds of cases."""
 
-OPTIMISED = {"bodies", "control"}
-"""The kinds that run at level 3 in any case."""
+IN_ANY_CASE = {"v0": {"signatures"}, "3": {"bodies", "control", "signatures"}}
+"""Build → the kinds that run with it in any case."""
 
-FindProgram = Callable[[str, int], SharedSession]
+FindProgram = Callable[[str, str], SharedSession]
 
 
-def runs_at(level: int, case: Case) -> bool:
-    """Whether a case that can run at a level does so this time."""
-    if LEVELS:
-        return str(level) in LEVELS.split(",")
-    return level == 0 or (level == 3 and case.kind in OPTIMISED)
+def runs(build: str, case: Case) -> bool:
+    """Whether a case that can run with a build does so this time."""
+    if WANTED:
+        return build in WANTED.split(",")
+    return build == "0" or case.kind in IN_ANY_CASE.get(build, ())
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindProgram]:
-    """Finds or starts the program of a kind of cases, at an optimisation level."""
-    sessions: dict[tuple[str, int], SharedSession] = {}
+    """Finds or starts the program of a kind of cases, built in one of the ways."""
+    sessions: dict[tuple[str, str], SharedSession] = {}
 
-    def find(kind: str, level: int) -> SharedSession:
+    def find(kind: str, build: str) -> SharedSession:
         alone = kind if kind in DEPENDENCIES else ""
 
         def start() -> CorpusSession:
@@ -51,12 +51,12 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindProgram]:
             cases = [
                 case
                 for case in CASES
-                if level in case.levels and (case.kind == alone if alone else case.kind not in DEPENDENCIES)
+                if build in case.builds and (case.kind == alone if alone else case.kind not in DEPENDENCIES)
             ]
-            write_program(cases, level, directory / "sources", DEPENDENCIES.get(kind, {}))
-            return CorpusSession(Project(directory / "sources", directory / "program"))
+            write_program(cases, build, directory / "sources", DEPENDENCIES.get(kind, {}))
+            return CorpusSession(Project(directory / "sources", directory / "program"), build)
 
-        return sessions.setdefault((alone, level), SharedSession(start))
+        return sessions.setdefault((alone, build), SharedSession(start))
 
     yield find
     for session in sessions.values():
@@ -64,17 +64,17 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FindProgram]:
 
 
 @pytest.mark.parametrize(
-    ("level", "case"),
+    ("build", "case"),
     [
-        pytest.param(level, case, id=f"{case.kind}-{case.name}-{level}")
-        for level in (0, 1, 3)
+        pytest.param(build, case, id=f"{case.kind}-{case.name}-{build}")
+        for build in BUILDS
         for case in CASES
-        if level in case.levels and runs_at(level, case)
+        if build in case.builds and runs(build, case)
     ],
 )
-def test_edit_has_its_outcome(level: int, case: Case, programs: FindProgram) -> None:
+def test_edit_has_its_outcome(build: str, case: Case, programs: FindProgram) -> None:
     """The verdict is the allowed one and says why, and the same process shows what the case allows."""
-    with programs(case.kind, level).borrow() as session:
+    with programs(case.kind, build).borrow() as session:
         assert isinstance(session, CorpusSession)
         before = session.show(case)
         verdict = session.make(case)
@@ -92,8 +92,9 @@ def test_readme_is_current() -> None:
     assert README.read_text() == readme(CASES)
 
 
-def test_broken_case_is_told(tmp_path: Path) -> None:
-    """A case whose verdict does not exist is named."""
-    (tmp_path / "kind.txt").write_text("== name | 0 | perhaps | 1 -> 2\nIt is.\n fn f() {}\n")
+@pytest.mark.parametrize("header", ["0 | perhaps", "4 | applied"], ids=["verdict", "build"])
+def test_broken_case_is_told(header: str, tmp_path: Path) -> None:
+    """A case whose verdict or build does not exist is named."""
+    (tmp_path / "kind.txt").write_text(f"== name | {header} | 1 -> 2\nIt is.\n fn f() {{}}\n")
     with pytest.raises(ValueError, match="kind/name"):
         read_cases(tmp_path)
