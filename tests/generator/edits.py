@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from tests.generator.language import (
+    CLOSURE_KINDS,
     Bin,
     Body,
     Call,
@@ -167,7 +168,7 @@ def add_function(maker: Maker) -> Program | None:
 def add_static(maker: Maker) -> Program | None:
     """A new static, used somewhere."""
     item = maker.static(_rank(maker), maker.home())
-    if item.kind == "hooks":
+    if item.kind in CLOSURE_KINDS:
         return None
     return _add(maker, item, lambda _, scope: maker.use(scope, item, 2))
 

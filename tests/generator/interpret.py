@@ -83,6 +83,7 @@ class Closure:
         number: which of the closures of its owner it is.
         hook: what it was made from.
         captured: the variables that it took along.
+        held: the object that it took along.
         program: the sources that it was made from, or whose code it has kept.
         left_by: the sources with which it was left behind: it keeps its code, whatever becomes of its owner.
     """
@@ -91,6 +92,7 @@ class Closure:
     number: int
     hook: Hook
     captured: dict[str, int]
+    held: Object | None
     program: Program
     left_by: Program | None = None
 
@@ -261,8 +263,8 @@ class Machine:
                 for task in tasks
             ]
         for key, values in self._statics.items():
-            if isinstance(values, list) and values and isinstance(values[0], Object):
-                self._statics[key] = [after_edit(self.program, program, one) or one for one in values]
+            if isinstance(values, list):
+                self._statics[key] = [self._edited(one, program) for one in values]
         self.program = program
         for owner, _ in bodies(program):
             self._known[identity(program, owner)] = program
@@ -288,14 +290,18 @@ class Machine:
         self._body(frame, self.program.tick)
         return " ".join(f"{name}={frame.variables[name]}" for name, _ in self.program.tick.lets)
 
-    def kept(self, static: Static) -> tuple[object, ...]:
-        """The objects or closures that a static holds."""
-        values = self._statics.get(static_identity(self.program, static))
-        return tuple(values) if isinstance(values, list) else ()
+    def kept(self, static: Static) -> tuple[Object, ...]:
+        """The objects that a static holds, also those that its closures took along."""
+        return _objects(self._statics.get(static_identity(self.program, static)))
 
     def is_used(self, static: Static) -> bool:
         """Whether the program has used a static; the linker leaves out those that nobody uses."""
         return static_identity(self.program, static) in self._used
+
+    def has_other(self, static: Static) -> bool:
+        """Whether the program has used a static of the same path and another type, at whatever time."""
+        own = static_identity(self.program, static)
+        return any(key != own and key[:2] == own[:2] for key in self._used)
 
     def is_doubtful(self, program: Program) -> bool:
         """Whether it cannot be told from sources what the program would run, were these the next ones.
@@ -311,8 +317,8 @@ class Machine:
                     return True
         statics = {static_identity(program, static) for static in program.all(Static)}
         for key, values in self._statics.items():
-            objects = [one for one in values if isinstance(one, Object)] if isinstance(values, list) else []
-            if key not in statics and any(after_edit(self.program, program, one) is None for one in objects):
+            is_lost = any(after_edit(self.program, program, one) is None for one in _objects(values))
+            if key not in statics and is_lost:
                 return True
         if any(_is_puzzle(old, program.find(old.name)) for old in self.program.all(Type)):
             return True
@@ -334,6 +340,12 @@ class Machine:
             for key, values in self._statics.items()
             if isinstance(values, list) and values and isinstance(values[0], Closure)
         ]
+
+    def _edited(self, value: object, program: Program) -> object:
+        """What a static keeps, with objects of the edited types."""
+        if isinstance(value, Closure) and value.held:
+            return replace(value, held=after_edit(self.program, program, value.held) or value.held)
+        return (after_edit(self.program, program, value) or value) if isinstance(value, Object) else value
 
     def _tasks(self) -> list[tuple[Identity, list[Task]]]:
         return [
@@ -381,7 +393,6 @@ class Machine:
         """A kept closure once other sources run.
 
         It gets the new code where its owner makes as many closures as before, and it takes the same variables along.
-        Where several of them may have other code, it cannot be told which is which, and so it may be left behind.
         """
         is_there = any(
             identity(program, owner) == identity(closure.program, closure.owner) for owner, _ in bodies(program)
@@ -394,12 +405,24 @@ class Machine:
         now = new[closure.number] if closure.number < len(new) else None
         is_same = isinstance(now, Hook) and captures(now) == captures(hook)
         before = self._known[identity(closure.program, closure.owner)]
-        if path_of(before, closure.owner) in left:
-            edited = sum(_may_differ(before, one, program, two) for one, two in zip(old, new, strict=False))
-            is_same = is_same and not program.is_optimised and edited < 2
+        is_left = path_of(before, closure.owner) in left and self._may_be_left(closure, program)
+        is_same = is_same and not is_left
         if is_same and (len(old) == len(new) or all(one == two for one, two in zip(old, new, strict=False))):
             return closure
         return replace(closure, program=before, hook=hook, left_by=program)
+
+    def _may_be_left(self, closure: Closure, program: Program) -> bool:
+        """Whether a closure that takes along what it did may keep its old code nevertheless.
+
+        What the optimiser made one function of cannot be told from sources. Where several closures of a function may
+        have other code, it cannot be told which is which. And a task that is left keeps all that is inside it.
+        """
+        owner = closure.owner
+        before = self._known[identity(closure.program, owner)]
+        if program.is_optimised or (_is_async(before, owner) and body_of(before, owner) != body_of(program, owner)):
+            return True
+        pairs = zip(*self._both(closure, program), strict=False)
+        return sum(_may_differ(before, one, program, two) for one, two in pairs) > 1
 
     def _body(self, frame: Frame, body: Body) -> int:
         for name, value in body.lets:
@@ -520,7 +543,15 @@ class Machine:
                 captured = {name: self._value(frame, Var(name)) for name in captures(expr)}
                 made_here = closures(frame.program, body_of(frame.program, frame.owner))
                 number = next(at for at, one in enumerate(made_here) if one is expr)
-                closure = Closure(owner=frame.owner, number=number, hook=expr, captured=captured, program=frame.program)
+                place = frame.program.get(static, Static)
+                closure = Closure(
+                    owner=frame.owner,
+                    number=number,
+                    hook=expr,
+                    captured=captured,
+                    held=self._new(frame, place.holds, passed) if place.kind == "holders" and place.holds else None,
+                    program=frame.program,
+                )
                 return self._keep(frame, static, passed, closure)
             case Spawn(static, function, argument):
                 return self._spawn(frame, static, function, self._value(frame, argument))
@@ -623,7 +654,11 @@ class Machine:
             return self._method(frame, (one.type, trait.name, trait.methods[0]), one, argument)
         program, hook = self.code_of(one)
         variables: dict[str, int | Object] = {**one.captured, hook.param: argument}
-        return self._value(Frame(program=program, owner=one.owner, variables=variables), hook.body)
+        inside = Frame(program=program, owner=one.owner, variables=variables)
+        value = self._value(inside, hook.body)
+        if one.held:
+            return wrap(value + self._total(frame, one.held))
+        return self._total(frame, self._new(inside, item.holds, value)) if item.holds else value
 
 
 def _shape(program: Program, closure: Expr) -> Expr:
@@ -678,8 +713,20 @@ def _reads_argument(program: Program, owner: Owner) -> bool:
     return any(expr == Var(item.params[0]) for expr in expressions(item.body))
 
 
+def _is_async(program: Program, owner: Owner) -> bool:
+    item = program.find(owner[0])
+    return isinstance(item, Function) and item.is_async
+
+
 def _others(program: Program, owner: Owner) -> tuple[object, ...]:
     return tuple(item for item in program.items if item.name != owner[0]), owner == ("tick",) or program.tick
+
+
+def _objects(values: object) -> tuple[Object, ...]:
+    """The objects among what a static keeps, and those that closures among it took along."""
+    kept = values if isinstance(values, list) else []
+    found = (one.held if isinstance(one, Closure) else one for one in kept)
+    return tuple(one for one in found if isinstance(one, Object))
 
 
 def _with(frame: Frame, name: str, value: int) -> Frame:
@@ -688,7 +735,7 @@ def _with(frame: Frame, name: str, value: int) -> Frame:
 
 def _initial(static: Static) -> object:
     match static.kind:
-        case "list" | "kept" | "objects" | "hooks" | "tasks":
+        case "list" | "kept" | "objects" | "hooks" | "makers" | "holders" | "tasks":
             return []
         case "local":
             return dict.fromkeys(range(THREADS), static.initial)

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tests.e2e.harness import Verdict
-from tests.generator.interpret import Machine, Object, after_edit, static_identity
+from tests.generator.interpret import Machine, after_edit, static_identity
 from tests.generator.language import (
+    CLOSURE_KINDS,
     Call,
     Dyn,
     Function,
@@ -27,6 +28,8 @@ from tests.generator.language import (
 from tests.generator.render import sources
 
 THREAD_LOCALS = frozenset({"local", "lazy_local"})
+LEADING = CLOSURE_KINDS | {"pointer", "tasks"}
+"""Statics that lead to code."""
 REFUSALS = frozenset({"layout", "static_changed"})
 OF_OPTIMISED = frozenset({"static_lost", "folded", "too_short"})
 
@@ -89,7 +92,7 @@ def allowed(machine: Machine, after: Program) -> Allowed:
             is_kept = machine.is_used(static) and "plain" not in kinds and len(kinds & THREAD_LOCALS) != 1
             (lost if is_kept and is_needed else doubtful).add(static.name)
         for one in machine.kept(static):
-            if isinstance(one, Object) and one.type in changed:
+            if one.type in changed:
                 is_lost = is_needed and after_edit(before, after, one) is None
                 (lost if is_lost else doubtful).update({static.name, one.type})
         if static.holds in changed:
@@ -98,6 +101,10 @@ def allowed(machine: Machine, after: Program) -> Allowed:
             # What was stored has the table of methods that it was made with.
             is_used = is_needed and machine.kept(static) and tables[static.holds]
             (lost if is_used else doubtful).update({static.name, static.holds})
+    doubtful |= {static.name for static in after.all(Static) if machine.has_other(static)}
+    if any(static.kind in LEADING for static in before.all(Static)):
+        # Code that is kept may have a pointer to it, and then would meet the new layout.
+        doubtful |= changed
     doubtful |= {item.name for item in before.all(Type) if item.name in changed and item.impls} | set(tables)
     waiting = [item for item in before.all(Function) if item.is_async]
     doubtful |= {kind for item in waiting for _, kind in item.objects if kind in changed}

@@ -25,9 +25,13 @@ StaticKind = Literal[
     "kept",
     "objects",
     "hooks",
+    "makers",
+    "holders",
     "pointer",
     "tasks",
 ]
+CLOSURE_KINDS = frozenset({"hooks", "makers", "holders"})
+"""Statics that keep closures: of numbers, of those that give objects, and of those that took one along."""
 RANK_OF_TICK = 1e9
 RECURSIONS = 3
 KEEPS = 3
@@ -195,7 +199,11 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A static gets one more closure, and all that it keeps are called."""
+    """A static gets one more closure, and all that it keeps are called.
+
+    What `body` gives is the result, or what the resulting object is made from, or is added to the object taken along,
+    which is made from the argument.
+    """
 
     static: str
     param: str

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from tests.generator.language import (
+    CLOSURE_KINDS,
     FIELD_KINDS,
     RANK_OF_TICK,
     RECURSIONS,
@@ -59,6 +60,8 @@ STATIC_KINDS: tuple[StaticKind, ...] = (
     "objects",
     "hooks",
     "hooks",
+    "makers",
+    "holders",
     "pointer",
     "tasks",
 )
@@ -143,7 +146,7 @@ class Maker:
 
     def statement(self, scope: Scope) -> Expr:
         """What a variable is set to: here closures are kept, too."""
-        hooks = [static for static in self._statics(scope) if static.kind == "hooks"]
+        hooks = [static for static in self._statics(scope) if static.kind in CLOSURE_KINDS]
         if hooks and not scope.bound and self.random.random() < 0.5:
             return self.hook(scope, self.random.choice(hooks))
         return self.expr(scope, 3)
@@ -216,7 +219,7 @@ class Maker:
             choices += [lambda: Act(bound.name, self.random.choice(bound.methods), "t", self.expr(*deeper))] * 3
         if scope.recursive:
             choices.append(lambda: Recur(self.expr(*deeper)))
-        statics = [item for item in self._statics(scope) if item.kind != "hooks"]
+        statics = [item for item in self._statics(scope) if item.kind not in CLOSURE_KINDS]
         if statics:
             choices += [lambda: self.use(scope, self.random.choice(statics), depth)] * 3
         return choices
@@ -374,15 +377,15 @@ class Maker:
     def static(self, rank: float, home: str) -> Static:
         """A static."""
         kind = self.random.choice(STATIC_KINDS)
-        if kind == "tasks" and self.program.is_optimised:
+        if kind in ("tasks", "makers", "holders") and self.program.is_optimised:
             kind = "mutex"
         scope = Scope(home=home, rank=rank, numbers=())
         holds: list[str] = []
-        if kind == "kept":
+        if kind in ("kept", "makers", "holders"):
             holds = [item.name for item in self.program.all(Type) if self._below(scope, item)]
         if kind == "objects":
             holds = [item.name for item in self.program.all(Trait) if self._below(scope, item)]
-        if kind in ("kept", "objects") and not holds:
+        if kind in ("kept", "makers", "holders", "objects") and not holds:
             kind = "list"
         return Static(
             name=self.unused("X"),
@@ -448,7 +451,7 @@ def with_tick(maker: Maker) -> Program:
                 value = maker.call(scope, item, 2)
             case Type(methods=methods) if methods:
                 value = Method(item.name, methods[0].name, None, maker.expr(scope, 1), maker.expr(scope, 0))
-            case Static(kind=kind) if kind != "hooks":
+            case Static(kind=kind) if kind not in CLOSURE_KINDS:
                 value = maker.use(scope, item, 1)
             case Static():
                 value = maker.hook(scope, item)

@@ -330,6 +330,8 @@ class Renderer:
             "kept": _kept(holds),
             "objects": _kept(f"Box<dyn {holds} + Send>"),
             "hooks": _kept("Box<dyn Fn(i64) -> i64 + Send>"),
+            "makers": _kept(f"Box<dyn Fn(i64) -> {holds} + Send>"),
+            "holders": _kept("Box<dyn Fn(i64) -> i64 + Send>"),
             "tasks": _kept(f"{self._support}::Task"),
             "pointer": ("std::sync::Mutex<Option<fn(i64) -> i64>>", "std::sync::Mutex::new(None)"),
         }
@@ -399,8 +401,17 @@ class Renderer:
                     asked = "one.total()"
                 return self._keep(static, f"let __seed = {write(seed)};", argument, new, asked)
             case Hook(static, param, body, argument):
-                new = f"Box::new(move |{param}: i64| -> i64 {{ {write(body)} }})"
-                return self._keep(static, "", argument, new, "one(__argument)")
+                item = self._program.get(static, Static)
+                held = self.path(item.holds) if item.holds else ""
+                result, made, asked = "i64", write(body), "one(__argument)"
+                if item.kind == "makers":
+                    result, made, asked = held, f"{held}::new({made})", f"{asked}.total()"
+                if item.kind == "holders":
+                    made = f"{made}.wrapping_add(__held.total())"
+                new = f"Box::new(move |{param}: i64| -> {result} {{ {made} }})"
+                if item.kind == "holders":
+                    new = f"{{ let __held = {held}::new(__argument); {new} }}"
+                return self._keep(static, "", argument, new, asked)
             case Spawn(static, function, argument):
                 return (
                     f"({{ let __argument = {write(argument)}; let mut __list = {self.path(static)}.lock().unwrap(); "

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -13,6 +14,7 @@ from tests.e2e.program import PROGRAM_WITHIN_S, wait_for
 from tests.generator.drive import Mismatch, Run
 from tests.generator.edits import edited, is_valid
 from tests.generator.interpret import Machine
+from tests.generator.judge import allowed
 from tests.generator.language import Body, Const, ConstRef, Expr, Hook, Lit, Now, Program, Static, Use, Var
 from tests.generator.make import Maker, make_program
 from tests.generator.render import sources
@@ -117,6 +119,18 @@ def test_undone_closures_have_the_form_before() -> None:
     machine.take_back(before)
     machine.switch(_keeping(Lit(2)))
     assert machine.tick(3) == "e0=35"
+
+
+def test_static_of_a_removed_one_s_path_may_be_refused() -> None:
+    """A static that comes back with another type than it was used with may be refused, and one that is new may not."""
+    machine = Machine(_counting(step=5, initial=10))
+    machine.tick(1)
+    without = Program(crates=("app",), items=(), tick=Body((), Lit(0)), profile="")
+    machine.switch(without)
+    used = Body((("e0", Use("X0", Lit(1))),), Lit(0))
+    for home, named in (("app::m0", {"X0"}), ("app::m1", set())):
+        static = Static(name="X0", home=home, rank=0, kind="mutex", initial=0)
+        assert allowed(machine, replace(without, items=(static,), tick=used)).named == named
 
 
 def _keeping(body: Expr, *above: Expr) -> Program:
