@@ -699,7 +699,9 @@ def _meaning(program: Program, name: str) -> tuple[object, ...]:
             known = (replace(item, body=item.body if item.is_async else Body((), Lit(0))),)
             parts = (*(kind for _, kind in item.objects), item.bound)
         case Type():
-            known = (item.home, *((field.name, field.kind) for field in item.fields))
+            # rustc counts the `impl` blocks of a module, and the numbers are part of their methods' symbols.
+            place = [kind.name for kind in program.all(Type) if kind.home == item.home].index(name)
+            known = (item.home, place, *((field.name, field.kind) for field in item.fields))
             known += tuple((variant.name, variant.kind) for variant in item.variants)
             parts = types_in(item)
         case Static():
