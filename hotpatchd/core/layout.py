@@ -6,6 +6,7 @@ objects and in the state of tasks, where they stay, and in what belongs to a run
 docs/guarantees.md has the rule and its limits.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,9 @@ _ERASED_PARTS = ("*const ()", "*mut ()", "*const core::ffi::c_void", "*mut core:
 
 _LIBRARIES = ("core::", "alloc::", "std::")
 """How paths of functions begin that the developer did not write."""
+
+_CATCHING = re.compile(r"std::panicking::\w+::do_(call|catch)\b")
+"""The functions that `catch_unwind` hands to the compiler's intrinsic. Source: std/src/panicking.rs."""
 
 _NAMED = 4
 """How many functions a refusal names."""
@@ -236,7 +240,7 @@ def judge_layouts(
             continue
         if kept is not None:
             staying, entering = _staying(filter(kept.is_kept, using), kept, is_live)
-            pointed = {name for name in staying if not _is_formatting(name) and kept.is_pointed(name)}
+            pointed = {name for name in staying if not _is_lent(name) and kept.is_pointed(name)}
             if pointed:
                 # A closure is pointed to by way of the library's shim for it.
                 named = min((_is_of_library(name), name not in pointed, demangle(name)) for name in staying)[-1]
@@ -275,9 +279,10 @@ def _is_of_library(symbol: str) -> bool:
     return demangle(symbol).lstrip("<").startswith(_LIBRARIES)
 
 
-def _is_formatting(symbol: str) -> bool:
-    """Whether a function is one of those whose address `format_args!` takes for the length of one call."""
-    return any(f" as {trait}" in demangle(symbol) for trait in _BORROWED_TRAITS)
+def _is_lent(symbol: str) -> bool:
+    """Whether a function is one of those whose address `format_args!` or `catch_unwind` takes for one call."""
+    path = demangle(symbol)
+    return _CATCHING.match(path) is not None or any(f" as {trait}" in path for trait in _BORROWED_TRAITS)
 
 
 def find_changed(before: Iterable[UnitTypes], now: Iterable[UnitTypes], is_wanted: Callable[[str], bool]) -> set[str]:

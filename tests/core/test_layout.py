@@ -312,16 +312,21 @@ def test_another_name_of_a_field_is_another_layout_where_it_is_asked() -> None:
 SHIM = "core::ops::function::FnOnce::call_once"
 
 
-def judge_kept(*, pointed: Iterable[str], callers: Mapping[str, Iterable[str]] | None = None) -> Judgement:
-    """The judgement of a type that `kept`, which stays as it is, uses within itself."""
-    uses = Uses(functions={"kept": function("u32", local=["app::T"])})
+CATCH = "std::panicking::catch_unwind::do_call"
+
+
+def judge_kept(
+    *, pointed: Iterable[str], callers: Mapping[str, Iterable[str]] | None = None, name: str = "kept"
+) -> Judgement:
+    """The judgement of a type that one function, which stays as it is, uses within itself."""
+    uses = Uses(functions={name: function("u32", local=["app::T"])})
     return judge_layouts(
         [unit({"app::T": OLD}, uses)],
         [unit({"app::T": NEW})],
         is_live=lambda _: True,
         callers=lambda _: (),
         kept=KeptCode(
-            is_kept=lambda name: name in {"kept", SHIM},
+            is_kept=lambda name: name in {"kept", SHIM, CATCH},
             is_pointed=lambda name: name in set(pointed),
             callers=lambda name: (callers or {}).get(name, ()),
         ),
@@ -345,3 +350,9 @@ def test_code_that_stays_and_that_nobody_points_to_must_not_be_entered() -> None
     """Only old code that is running calls it, directly or by way of other code that stays."""
     judged = judge_kept(pointed=[], callers={"kept": [SHIM], SHIM: ["main"]})
     assert (judged.refusals, set(judged.idle)) == ((), {"kept", SHIM, "main"})
+
+
+def test_code_that_stays_and_is_lent_to_catch_unwind_must_not_be_entered() -> None:
+    """Nobody has its address for longer than the call takes."""
+    judged = judge_kept(pointed=[CATCH], callers={CATCH: ["main"]}, name=CATCH)
+    assert (judged.refusals, set(judged.idle)) == ((), {CATCH, "main"})
