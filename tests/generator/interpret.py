@@ -415,14 +415,16 @@ class Machine:
         """Whether a closure that takes along what it did may keep its old code nevertheless.
 
         What the optimiser made one function of cannot be told from sources. Where several closures of a function may
-        have other code, it cannot be told which is which. And a task that is left keeps all that is inside it.
+        have other code, or one has and another is new, it cannot be told which is which. And a task that is left keeps
+        all that is inside it.
         """
         owner = closure.owner
         before = self._known[identity(closure.program, owner)]
         if program.is_optimised or (_is_async(before, owner) and body_of(before, owner) != body_of(program, owner)):
             return True
-        pairs = zip(*self._both(closure, program), strict=False)
-        return sum(_may_differ(before, one, program, two) for one, two in pairs) > 1
+        old, new = self._both(closure, program)
+        others = sum(_may_differ(before, one, program, two) for one, two in zip(old, new, strict=False))
+        return others + abs(len(old) - len(new)) > 1 and others > 0
 
     def _body(self, frame: Frame, body: Body) -> int:
         for name, value in body.lets:
