@@ -6,7 +6,7 @@
 //! descriptor, and it outlives the process. A handler that the program installs later takes the place of this one.
 
 use crate::arch::{call_on_stack, code_address, registers, General, HAS_LINK_REGISTER, RETURN_ADDRESS, STACK_POINTER};
-use crate::panics::Panics;
+use crate::panic_counts::{thread_name, Panics};
 use crate::unwind::{with_modules, Module, Registers, Source, Walker};
 use libc::{c_int, c_void, pid_t, sigaction, siginfo_t, ucontext_t};
 use std::cell::UnsafeCell;
@@ -319,13 +319,6 @@ pub fn note_panic(calls: &[u64], site: u32) {
             (note.last_signal, note.signal) = (PANIC, PANIC);
         });
     }
-}
-
-/// The name of this thread, ending with a zero.
-pub fn thread_name() -> [u8; 16] {
-    let mut name = [0; 16];
-    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
-    name
 }
 
 /// The instruction that called what is no code, and the registers there.

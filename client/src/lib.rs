@@ -47,6 +47,8 @@ mod memory;
 #[cfg_attr(windows, path = "os/windows.rs")]
 mod os;
 #[cfg(target_os = "linux")]
+mod panic_counts;
+#[cfg(target_os = "linux")]
 mod panics;
 #[cfg(target_os = "linux")]
 mod park;

@@ -6,96 +6,16 @@
 //! Source: Itanium C++ ABI, "Exception Handling", 1.3; std's `panic_unwind/src/gcc.rs`.
 #![cfg_attr(any(target_feature = "crt-static", feature = "linked"), allow(dead_code))] // in whose place nothing can be put
 
-use crate::crash::{self, thread_name, MAX_FRAMES};
+use crate::crash::{self, MAX_FRAMES};
+use crate::panic_counts::{Panics, SITE_FRAMES};
 use libc::{c_int, c_void};
 use std::ops::Range;
 use std::ptr;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 /// What Rust's exceptions begin with, in either order: std has changed it.
 const RUST: [u64; 2] = [u64::from_be_bytes(*b"MOZ\0RUST"), u64::from_le_bytes(*b"MOZ\0RUST")];
 const END_OF_STACK: c_int = 5;
 const GO_ON: c_int = 0;
-/// Calls of patched code that a site keeps.
-const SITE_FRAMES: usize = 16;
-const SITES: usize = 64;
-
-/// The ways of panics through patched code, and how often each was gone; `docs/wire.md` describes it. All zeros is an empty one.
-///
-/// Any thread writes, at any time. A new site takes the place of the oldest.
-#[repr(C)]
-pub struct Panics {
-    /// Of all sites that there have been.
-    total: AtomicU64,
-    begun: AtomicU32,
-    _reserved: u32,
-    sites: [Site; SITES],
-}
-
-#[repr(C)]
-struct Site {
-    /// Counts from 1; 0 where there is none, or it is being written.
-    number: AtomicU32,
-    frame_count: AtomicU32,
-    /// Stands for the frames.
-    key: AtomicU64,
-    count: AtomicU64,
-    /// Of the newest panic, as far as no two come at the same time.
-    tid: AtomicU32,
-    is_naming: AtomicBool,
-    name: [AtomicU64; 2],
-    /// Inside the instructions that made the calls, innermost first.
-    frames: [AtomicU64; SITE_FRAMES],
-}
-
-impl Panics {
-    /// How many there have been.
-    pub fn total(&self) -> u64 {
-        self.total.load(Relaxed)
-    }
-
-    /// Counts a panic of this thread that goes through these calls; the number of its site.
-    fn count(&self, frames: &[u64]) -> u32 {
-        self.total.fetch_add(1, Relaxed);
-        let key = frames.iter().fold(FNV_BASIS, |key, frame| (key ^ frame).wrapping_mul(FNV_PRIME));
-        let known = self.sites.iter().find(|site| site.key.load(Relaxed) == key && site.number.load(Acquire) != 0);
-        if let Some(site) = known {
-            site.count.fetch_add(1, Relaxed);
-            site.name_thread();
-            return site.number.load(Relaxed);
-        }
-        let number = self.begun.fetch_add(1, Relaxed) + 1;
-        let site = &self.sites[(number - 1) as usize % SITES];
-        site.number.store(0, Release);
-        site.frame_count.store(frames.len() as u32, Relaxed);
-        site.key.store(key, Relaxed);
-        site.count.store(1, Relaxed);
-        for (kept, frame) in site.frames.iter().zip(frames) {
-            kept.store(*frame, Relaxed);
-        }
-        site.name_thread();
-        site.number.store(number, Release);
-        number
-    }
-}
-
-/// Source: "The FNV Non-Cryptographic Hash Algorithm", 64 bits; here a word at a time.
-const FNV_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-const FNV_PRIME: u64 = 0x0100_0000_01b3;
-
-impl Site {
-    fn name_thread(&self) {
-        if !self.is_naming.swap(true, Acquire) {
-            self.tid.store(unsafe { libc::gettid() } as u32, Relaxed);
-            let name = thread_name();
-            for (kept, half) in self.name.iter().zip(name.chunks_exact(8)) {
-                kept.store(u64::from_ne_bytes(half.try_into().unwrap_or_default()), Relaxed);
-            }
-            self.is_naming.store(false, Release);
-        }
-    }
-}
 
 extern "C" {
     fn _Unwind_Backtrace(visit: extern "C" fn(*mut c_void, *mut c_void) -> c_int, argument: *mut c_void) -> c_int;
@@ -232,7 +152,8 @@ impl Reader {
 #[cfg(not(any(target_feature = "crt-static", feature = "linked")))]
 #[no_mangle]
 pub unsafe extern "C-unwind" fn _Unwind_RaiseException(exception: *mut u64) -> c_int {
-    use std::{mem::transmute, sync::atomic::AtomicPtr};
+    use std::mem::transmute;
+    use std::sync::atomic::{AtomicPtr, Ordering::Relaxed};
     static REAL: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
     let mut real = REAL.load(Relaxed);
     if real.is_null() {
