@@ -359,7 +359,8 @@ def _edit_line(edit: dict[str, Any]) -> str:
     files = ", ".join(os.path.relpath(file) for file in edit["files"])
     size = f", patch of {edit['bytes']} bytes" if edit["bytes"] else ""
     undone = ", undone" if edit["undone"] else ""
-    panics = f", panicked {edit['panics']:,} times" if edit["panics"] else ""
+    times = "once" if edit["panics"] == 1 else f"{edit['panics'] or 0:,} times"
+    panics = f", panicked {times}" if edit["panics"] else ""
     what = describe_record(edit) if edit["verdict"] else "in hand"
     return f"{edit['edit']:>4}  {when}  {files}  {what}{describe_proof(edit)}{size}{panics}{undone}"
 

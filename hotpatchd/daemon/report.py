@@ -150,7 +150,8 @@ def describe(verdict: Verdict) -> str:
         if functions.added:
             parts.append(f"added {_names(functions.added)}")
     elif verdict.verdict == "unchanged":
-        moved = f" ({len(functions.moved)} functions moved)" if functions.moved else ""
+        count = len(functions.moved)
+        moved = f" ({count} function{'s' if count > 1 else ''} moved)" if count else ""
         parts.append(f"the program runs this code already{moved}")
     elif verdict.verdict == "failed":
         parts.append("the program goes on with the code that it has")
