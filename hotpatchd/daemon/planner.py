@@ -117,7 +117,9 @@ def plan_patch(
     differences = find_differences(candidates.values(), edit.running, live)
     constants = find_changed_constants(candidates.values(), edit.running)
     with judging.running():
-        statics = match_statics(session, edit.compared, objects, live, is_optimised=origin.host_code is not None)
+        statics = match_statics(
+            session, edit.compared, objects, origin.baseline, live, is_optimised=origin.host_code is not None
+        )
     symbols = {**session.symbols, **statics.renamed}
     live = LiveSymbols(origin.host, symbols, aliases=session.aliases)
     # While the source did not have a function, what it refers to may have been forked.

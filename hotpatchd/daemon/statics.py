@@ -1,7 +1,7 @@
 """Which of a program's statics the objects of an edit mean, where symbols alone do not say it."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import Note, Refusal
@@ -21,6 +21,7 @@ from hotpatchd.objfile.objects import BuildObjects
 from hotpatchd.objfile.units import ObjectUnit
 
 _NO_SYMBOL = "the optimiser left no symbol for it in the running program, so its value cannot be kept"
+_BACK = "the program has its value from before an edit took it away, and of which type that is, is not known; restart"
 _OF_LIBRARY = "it is a thread-local of a shared library, and has another symbol, since its type changed; restart"
 
 
@@ -32,15 +33,25 @@ class Statics:
         own: symbol → where the newest objects define it.
         renamed: symbols that the program does not have → where it has the value.
         successors: how these came about.
+        back: those that the program has, though the code that it runs does not use them: the source was without them.
+        types_back: symbol → type of those that the host binary has, where some came back.
     """
 
     own: Mapping[str, Definition]
     renamed: Mapping[str, HostSymbol] = field(default_factory=dict)
     successors: Successors = field(default_factory=Successors)
+    back: frozenset[str] = frozenset()
+    types_back: Mapping[str, str] = field(default_factory=dict)
 
 
 def match_statics(
-    session: Session, compared: Comparison, objects: BuildObjects, live: Host, *, is_optimised: bool
+    session: Session,
+    compared: Comparison,
+    objects: BuildObjects,
+    baseline: BuildObjects,
+    live: Host,
+    *,
+    is_optimised: bool,
 ) -> Statics:
     """Find the statics that have another symbol than in a program.
 
@@ -48,6 +59,7 @@ def match_statics(
         session: the program.
         compared: where what it runs differs from the newest objects.
         objects: the newest objects.
+        baseline: the objects of the source that the host binary was built from.
         live: the program's symbols.
         is_optimised: whether the program was compiled with optimisation, and so may have lost symbols.
 
@@ -55,15 +67,22 @@ def match_statics(
         ObjectError: an object's debug information cannot be read.
     """
     own = _statics(compared.now)
-    new = [name for name in own if live.find(name) is None]
     before = _statics(compared.before)
+    new = [name for name in own if live.find(name) is None]
+    back = frozenset(name for name in own.keys() - before.keys() - set(new) if own[name].kind != "constant")
+    first = [baseline.unit(name) for name in compared.names if name in baseline.files] if back else []
     known = before.keys() | {name for name, found in session.symbols.items() if found.kind != "function"}
     known -= {name for name, static in before.items() if static.kind == "constant"}
     # What an unoptimised program has no symbol for, nothing in it used.
     lasting = (name for name in known - own.keys() if is_optimised or live.find(name))
     gone = [name for name in lasting if objects.get(name) is None]
+    # One that comes back has a value; but if one of that path was there until now, that is the one that is meant.
+    left = {demangle(name) for name in before.keys() & set(gone)} if back else set()
+    new += [name for name in back if demangle(name) in left]
+    types_back = {name: type_ for name, type_ in _types(first).items() if name not in session.symbols}
+    statics = Statics(own=own, back=back, types_back=types_back)
     if not {demangle(name) for name in new} & {demangle(name) for name in gone}:
-        return Statics(own=own)
+        return statics
     constants = {name for name in new if own[name].kind == "constant"}
     found = find_successors(new, gone, _types(compared.now), _types(compared.before), constants=constants)
     renamed, kept, lost = {}, {}, dict(found.lost)
@@ -75,7 +94,7 @@ def match_statics(
             lost[name] = _OF_LIBRARY
         else:
             renamed[name], kept[name] = place, earlier
-    return Statics(own=own, renamed=renamed, successors=Successors(kept=kept, lost=lost))
+    return replace(statics, renamed=renamed, successors=Successors(kept=kept, lost=lost))
 
 
 def refuse_statics(statics: Statics, selection: Selection, compared: Comparison) -> Iterator[Refusal]:
@@ -111,7 +130,11 @@ def refuse_statics(statics: Statics, selection: Selection, compared: Comparison)
     state |= {name for name, static in own.items() if static.kind == "tls"} - added
     retyped: set[str] = set()
     if not all(map(names_its_type, state)):
-        for refusal in refuse_other_types(state, _types(compared.now), _types(compared.before)):
+        earlier_types = {**statics.types_back, **_types(compared.before)}
+        unknown = {name for name in state & statics.back if not names_its_type(name)} - earlier_types.keys()
+        for name in sorted(unknown):
+            yield Refusal(symbol=name, reason="static_changed", detail=_BACK)
+        for refusal in refuse_other_types(state, _types(compared.now), earlier_types):
             retyped.add(refusal.symbol or "")
             yield refusal
     yield from refuse_other_places(moved - retyped, constants)

@@ -67,6 +67,22 @@ def test_static_that_an_edit_added_keeps_its_value(session: Session) -> None:
     assert int(second["extra"][1:]) == int(first["extra"][1:]) + passed
 
 
+def test_a_type_that_a_static_had_once_is_another_type(session: Session) -> None:
+    """The program still has the value of before the static was taken away, which is not the one to go on with."""
+    original = session.project.read(MAIN)
+    declared = "static LIMIT: AtomicU64 = AtomicU64::new(100);\n"
+    used = "LIMIT.load(Ordering::Relaxed)"
+    without = original.replace(declared, "").replace(used, "0")
+    narrow = original.replace(
+        declared, "static LIMIT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(7);\n"
+    )
+    for text, value in ((without, "limit:0"), (narrow, "limit:7")):
+        assert session.wait_verdict(session.save(MAIN, text)).verdict == "applied"
+        session.daemon.wait_value("limit", value)
+    verdict = session.wait_verdict(session.save(MAIN, original))
+    assert (verdict.verdict, [refusal["reason"] for refusal in verdict.refusals]) == ("refused", ["static_changed"])
+
+
 def test_two_files_saved_together_are_one_edit(stateful: Session) -> None:
     """Files that are saved within the quiet time settle together and get one verdict."""
     content = stateful.project.replaced("src/executor.rs", "MARK.store(5,", "MARK.store(8,")

@@ -232,6 +232,20 @@ def test_a_static_of_another_type_is_refused_though_its_symbol_is_the_same(stati
     assert statics.show("limit") == "7"
 
 
+def test_a_static_that_comes_back_with_another_type_is_refused(statics: Statics) -> None:
+    """Its value is still there, and would be read as something else."""
+    gone = [("static LIMIT: Mutex<u64> = Mutex::new(7);\n", ""), ("LIMIT.lock().unwrap().to_string()", '"none".into()')]
+    assert statics.edit(PARTS, *gone).verdict == "applied"
+    assert statics.show("limit") == "none"
+    verdict = statics.edit(PARTS, ("LIMIT: Mutex<u64> = Mutex::new(7)", "LIMIT: Mutex<f64> = Mutex::new(7.5)"))
+    assert verdict.verdict == "refused"
+    assert [(refusal["symbol"], refusal["reason"]) for refusal in verdict.refusals] == [
+        ("parts::LIMIT", "static_changed")
+    ]
+    assert statics.edit(PARTS).verdict == "applied"
+    assert statics.show("limit") == "7"
+
+
 def test_the_initialiser_of_a_static_of_a_library_is_noted(statics: Statics) -> None:
     """The program keeps its value."""
     verdict = statics.edit(PARTS, ("Mutex::new(40)", "Mutex::new(50)"))
