@@ -68,7 +68,7 @@ def test_static_that_an_edit_added_keeps_its_value(session: Session) -> None:
 
 
 def test_a_type_that_a_static_had_once_is_another_type(session: Session) -> None:
-    """The program still has the value of before the static was taken away, which is not the one to go on with."""
+    """Its value of then is there, but another one is in use; without that, the static comes back with it."""
     original = session.project.read(MAIN)
     declared = "static LIMIT: AtomicU64 = AtomicU64::new(100);\n"
     used = "LIMIT.load(Ordering::Relaxed)"
@@ -81,6 +81,9 @@ def test_a_type_that_a_static_had_once_is_another_type(session: Session) -> None
         session.daemon.wait_value("limit", value)
     verdict = session.wait_verdict(session.save(MAIN, original))
     assert (verdict.verdict, [refusal["reason"] for refusal in verdict.refusals]) == ("refused", ["static_changed"])
+    assert session.wait_verdict(session.save(MAIN, without)).verdict == "applied"
+    assert session.wait_verdict(session.save(MAIN, original)).verdict == "applied"
+    session.daemon.wait_value("limit", "limit:100")
 
 
 def test_two_files_saved_together_are_one_edit(stateful: Session) -> None:
