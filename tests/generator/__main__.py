@@ -32,9 +32,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=0, help="how long; without it, one program")
     parser.add_argument("--seed", type=int, help="the first program's seed; each further one has the next number")
     parser.add_argument("--steps", type=int, default=STEPS, help="how many edits each program gets")
-    parser.add_argument(
-        "--unoptimised", action="store_true", help="no optimised programs, as for the tests' fresh seed"
-    )
+    parser.add_argument("--unoptimised", action="store_true", help="no optimised programs")
     parser.add_argument("--keep-going", action="store_true", help="go on after a failure")
     arguments = parser.parse_args()
     seed = SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
@@ -58,6 +56,8 @@ def main() -> int:
                     break
             programs += 1
             seed += 1
+    except KeyboardInterrupt:
+        print("interrupted; until then:", file=sys.stderr)
     finally:
         if not failed:
             shutil.rmtree(root)
