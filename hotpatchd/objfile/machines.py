@@ -83,7 +83,14 @@ class Machine:
         """
         if reloc_type in self.branch_types:
             return True
-        return reloc_type in self.slot_types and code[max(offset - 2, 0) : offset] in _BRANCHES_BY_SLOT
+        if reloc_type not in self.slot_types:
+            return False
+        return code[max(offset - 2, 0) : offset] in _BRANCHES_BY_SLOT or self._is_called_from_register(code, offset)
+
+    def _is_called_from_register(self, code: bytes, offset: int) -> bool:
+        """Whether a slot is read into a register only to be called, once the arguments are in theirs."""
+        is_load = self.e_machine == elf.EM_X86_64 and code[max(offset - 3, 0) : offset] == _LOAD_RAX
+        return is_load and _CALL_RAX.match(code, offset + 4) is not None
 
     def branches(self, code: bytes, addr: int) -> Iterator[int]:
         """Where calls and jumps of some code lead; a few that are none, too.
@@ -120,6 +127,21 @@ _DISPLACEMENT = struct.Struct("<i")
 
 _BRANCHES_BY_SLOT = (b"\xff\x15", b"\xff\x25")
 """x86-64's `call` and `jmp` to where an entry of the GOT says."""
+
+_LOAD_RAX = b"\x48\x8b\x05"
+"""`mov` from memory behind the instruction, which unoptimised code calls a function by if its arguments come first."""
+
+_CALL_RAX = re.compile(
+    rb"""
+    (?: [\x48\x4c] [\x8b\x8d] (?: [\x44\x4c\x54\x5c\x64\x6c\x74\x7c] \x24 .        # mov or lea, from the stack
+                              | [\x84\x8c\x94\x9c\xa4\xac\xb4\xbc] \x24 .{4} )
+      | [\xb9-\xbf] .{4} | \x41 [\xb8-\xbf] .{4}                                   # mov of a number
+    )*
+    \xff\xd0
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""`call` to where that register says, behind instructions that copy it nowhere."""
 
 _BRANCH = re.compile(rb"(?=[\xe8\xe9](.{4}))", re.DOTALL)
 """`call` and `jmp`, relative to the next instruction."""

@@ -133,3 +133,19 @@ def test_references_to_an_imports_entry_become_references_to_its_slot(
     after = [(reloc.type, obj.symbols[reloc.symbol].name) for reloc in obj.relocs(section)]
     assert before
     assert after == [(machine.slot_types[kind], IMPORT_SLOT_PREFIX + "imported") for kind in before]
+
+
+@pytest.mark.parametrize(
+    ("between", "is_call"),
+    [
+        ("", True),
+        ("488d7c2438", True),  # lea 0x38(%rsp), %rdi
+        ("4c8b842400010000be07000000", True),  # mov 0x100(%rsp), %r8; mov $7, %esi
+        ("4889442408", False),  # mov %rax, 8(%rsp)
+        ("4889c7", False),  # mov %rax, %rdi
+    ],
+)
+def test_an_address_that_a_register_has_for_a_call_only_is_called(between: str, is_call: bool) -> None:
+    """Unoptimised code loads it, then arguments, then calls it; what is copied in between may stay."""
+    code = bytes.fromhex(f"488b0500000000{between}ffd0")
+    assert X86_64.is_call(code, 3, 9) == is_call
