@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.forks import (
@@ -178,14 +178,12 @@ class LayoutJudge:
                     if name in build.files:
                         yield from build.unit(name).calls.get(symbol, ())
 
-        def everywhere() -> Iterator[CodeUnit]:
-            for unit in (
-                *compared.before,
-                *map(self._baseline.unit, self._baseline.files),
-                *map(objects.unit, objects.files),
-            ):
-                if isinstance(unit, CodeUnit):
-                    yield unit
+        @cache
+        def everywhere() -> tuple[CodeUnit, ...]:
+            of_builds = (build.unit(name) for build in (self._baseline, objects) for name in build.files)
+            # What a build did not compile anew is the same unit as in the other.
+            units = dict.fromkeys((*compared.before, *of_builds))
+            return tuple(unit for unit in units if isinstance(unit, CodeUnit))
 
         tables = compare_tables(compared, crate_names, apart or OldValues())
         # A table shows in the objects that make trait objects, and not in those that only hold them.

@@ -262,10 +262,10 @@ class Patcher:
 
     def _room(self, session: Session, addr: int, size: int) -> tuple[int | None, tuple[Gap, ...]]:
         """What a detour of the function at a link-time address may use: see `Detour`."""
-        host, slide = self.origin.host, session.hello.slide
-        if not session.hello.short_jumps or not host.function_names_at(addr):
+        slide = session.hello.slide
+        if not session.hello.short_jumps or not self.origin.host.function_names_at(addr):
             return None, ()
-        room = max(size, host.room_at(addr))
+        room = self.origin.room(addr, size)
         padding = tuple(replace(gap, addr=gap.addr + slide) for gap in self.origin.padding.near(addr))
         return room if room < self.origin.machine.detour_size else None, padding
 

@@ -143,11 +143,12 @@ def plan_patch(
     )
     thread_locals, thread_locals_end = _place_thread_locals(session, selection.thread_locals)
     of_library = _of_library(origin, session, selection)
+    gone = edit.gone(files)
     judgement = Judgement()
     with judging.running():
         if selection.replaced:
             replaced = {known for name, known in session.aliases.items() if name not in forks.forked}
-            kept = {session.aliases.get(name, name) for name in forks.forked} | (edit.gone(files) - replaced)
+            kept = {session.aliases.get(name, name) for name in forks.forked} | (gone - replaced)
             judgement = judge.judge(session, edit.compared, objects, live, origin.crate_names, edit.old, kept)
         static_refusals = tuple(refuse_statics(statics, selection, edit.compared))
     refusals = (
@@ -191,7 +192,7 @@ def plan_patch(
         renamed={name: place for name, place in statics.renamed.items() if name in selection.host_names},
         forked=forked,
         # Code that the optimiser put into its callers only has no place of its own.
-        gone=edit.gone(files) | (forks.forked - forked),
+        gone=gone | (forks.forked - forked),
         aliases={name: known for name, known in session.aliases.items() if name not in forks.forked and known != name},
         idle=judgement.idle,
         judge_ms=judging.ms,

@@ -44,7 +44,7 @@ def too_short(edit: Edit, names: Iterable[str]) -> Iterator[Refusal]:
     host, needed = edit.origin.host, edit.origin.machine.detour_size
     for name in names:
         for addr, size in edit.places(name):
-            room = max(size, host.room_at(addr))
+            room = edit.origin.room(addr, size)
             if room >= needed or not host.function_names_at(addr):
                 continue
             if not edit.session.hello.short_jumps:

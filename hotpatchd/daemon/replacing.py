@@ -83,6 +83,10 @@ class Origin:
         own = ((addr, size or self.host.room_at(addr)) for addr, size in self.host.functions(known))
         return ((added.addr, added.size),) if added else tuple(own)
 
+    def room(self, addr: int, size: int) -> int:
+        """Bytes from the start of one of the host's functions that nothing else has."""
+        return max(size, self.host.room_at(addr))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edit:

@@ -31,13 +31,15 @@ class Statics:
 
     Args:
         own: symbol → where the newest objects define it.
+        before: the same of the objects that the program runs.
         renamed: symbols that the program does not have → where it has the value.
         successors: how these came about.
         back: those that the program has, though the code that it runs does not use them: the source was without them.
-        types_back: symbol → type of those that the host binary has, where some came back.
+        types_back: symbol → type of those that the host binary has, where a symbol that came back does not tell it.
     """
 
     own: Mapping[str, Definition]
+    before: Mapping[str, Definition]
     renamed: Mapping[str, HostSymbol] = field(default_factory=dict)
     successors: Successors = field(default_factory=Successors)
     back: frozenset[str] = frozenset()
@@ -70,7 +72,9 @@ def match_statics(
     before = _statics(compared.before)
     new = [name for name in own if live.find(name) is None]
     back = frozenset(name for name in own.keys() - before.keys() - set(new) if own[name].kind != "constant")
-    first = [baseline.unit(name) for name in compared.names if name in baseline.files] if back else []
+    # Only debug information tells types that symbols do not, and reading it takes time.
+    is_told = all(map(names_its_type, back))
+    first = [] if is_told else [baseline.unit(name) for name in compared.names if name in baseline.files]
     known = before.keys() | {name for name, found in session.symbols.items() if found.kind != "function"}
     known -= {name for name, static in before.items() if static.kind == "constant"}
     # What an unoptimised program has no symbol for, nothing in it used.
@@ -80,7 +84,7 @@ def match_statics(
     left = {demangle(name) for name in before.keys() & set(gone)} if back else set()
     new += [name for name in back if demangle(name) in left]
     types_back = {name: type_ for name, type_ in _types(first).items() if name not in session.symbols}
-    statics = Statics(own=own, back=back, types_back=types_back)
+    statics = Statics(own=own, before=before, back=back, types_back=types_back)
     if not {demangle(name) for name in new} & {demangle(name) for name in gone}:
         return statics
     constants = {name for name in new if own[name].kind == "constant"}
@@ -108,7 +112,7 @@ def refuse_statics(statics: Statics, selection: Selection, compared: Comparison)
     Raises:
         ObjectError: an object's debug information cannot be read.
     """
-    own, earlier = statics.own, _statics(compared.before)
+    own, earlier = statics.own, statics.before
     used = selection.host_names | {
         definition.name
         for kept in selection.units

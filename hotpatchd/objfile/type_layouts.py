@@ -202,7 +202,7 @@ class _Reader:
             if code < 0x80:
                 at += 1
             else:
-                code, at = _unsigned(data, at)
+                code, at = read_unsigned(data, at)
             if not code:
                 parent = parents.pop() if parents else None
                 continue
@@ -216,14 +216,14 @@ class _Reader:
                         attributes[name] = addends[at + place]
                 at += fixed.size
                 if form in _LENGTH_FIRST:
-                    length, at = _unsigned(data, at)
+                    length, at = read_unsigned(data, at)
                     if is_read and attribute == _LOCATION:
                         attributes[_LOCATION] = at
                     at += length
                 elif form == _SDATA:
                     attributes[attribute], at = _signed(data, at)
                 elif form in _VARIABLE_INTEGERS:
-                    attributes[attribute], at = _unsigned(data, at)
+                    attributes[attribute], at = read_unsigned(data, at)
                 elif form in _PREFIXED:
                     at += _PREFIXED[form] + self._integer(at, _PREFIXED[form])
                 elif form == _STRING:
@@ -246,16 +246,16 @@ class _Reader:
 def _abbreviations(data: bytes, at: int) -> dict[int, _Abbreviation]:
     """The table of abbreviations that begins at an offset."""
     table = {}
-    code, at = _unsigned(data, at)
+    code, at = read_unsigned(data, at)
     while code:
-        tag, at = _unsigned(data, at)
+        tag, at = read_unsigned(data, at)
         has_children, at = data[at] == 1, at + 1
         constants: dict[int, int] = {}
         indexed, runs = [], []
         layout, wanted, strings = "<", list[int](), list[tuple[int, int]]()
         while True:
-            attribute, at = _unsigned(data, at)
-            form, at = _unsigned(data, at)
+            attribute, at = read_unsigned(data, at)
+            form, at = read_unsigned(data, at)
             if not form:
                 break
             if form in _INDEXED_STRINGS and attribute in _WANTED:
@@ -279,11 +279,12 @@ def _abbreviations(data: bytes, at: int) -> dict[int, _Abbreviation]:
         if layout != "<":
             runs.append(_Run(struct.Struct(layout), tuple(wanted), tuple(strings), _PRESENT, 0))
         table[code] = _Abbreviation(tag, has_children, constants, tuple(indexed), tuple(runs))
-        code, at = _unsigned(data, at)
+        code, at = read_unsigned(data, at)
     return table
 
 
-def _unsigned(data: bytes, at: int) -> tuple[int, int]:
+def read_unsigned(data: bytes, at: int) -> tuple[int, int]:
+    """An unsigned LEB128 number, and where the next byte is."""
     value = shift = 0
     while True:
         byte = data[at]
@@ -296,7 +297,7 @@ def _unsigned(data: bytes, at: int) -> tuple[int, int]:
 
 def _signed(data: bytes, at: int) -> tuple[int, int]:
     start = at
-    value, at = _unsigned(data, at)
+    value, at = read_unsigned(data, at)
     bits = 7 * (at - start)
     return (value - (1 << bits) if value >> (bits - 1) & 1 else value), at
 

@@ -4,11 +4,11 @@ Source: `rustc_middle::ty::vtable` (drop glue, size, alignment, then the methods
 `create_vtable_di_node`.
 """
 
-import struct
 from collections.abc import Mapping
 
 from hotpatchd.core.layout import TraitObject, VirtualTable
 from hotpatchd.objfile.codeunit import CodeUnit
+from hotpatchd.objfile.type_layouts import read_unsigned
 
 _ADDRESS, _ADDRESS_INDEX = 0x03, 0xA1
 """DW_OP_addr, with 8 bytes; DW_OP_addrx, with an index into `.debug_addr`."""
@@ -40,7 +40,7 @@ def read_tables(unit: CodeUnit) -> Mapping[TraitObject, VirtualTable]:
         if info[place] == _ADDRESS:
             target = direct.get(place + 1)
         elif info[place] == _ADDRESS_INDEX:
-            target = indexed.get(_ADDRESSES_HEADER + _SLOT * _unsigned(info, place + 1))
+            target = indexed.get(_ADDRESSES_HEADER + _SLOT * read_unsigned(info, place + 1)[0])
         else:
             target = None
         if target is not None:
@@ -60,15 +60,11 @@ def find_table_shapes(unit: CodeUnit) -> set[VirtualTable]:
 def _symbols(unit: CodeUnit, name: str) -> dict[int, tuple[int, int]]:
     """Place in a section of debug information → the section and the offset in it that is referred to there."""
     index = unit.obj.section_named(name)
-    rela = None if index is None else unit.obj.rela_section(index)
-    if rela is None:
-        return {}
-    columns = struct.unpack(f"<{rela.size // 8}Q", unit.obj.contents(rela))
-    symbols = unit.obj.symbols
-    return {
-        place: (symbols[info >> 32].shndx, symbols[info >> 32].value + addend)
-        for place, info, addend in zip(columns[0::3], columns[1::3], columns[2::3], strict=True)
-    }
+    found = {}
+    for reloc in unit.obj.relocs(index) if index is not None else ():
+        symbol = unit.obj.symbols[reloc.symbol]
+        found[reloc.offset] = (symbol.shndx, symbol.value + reloc.addend)
+    return found
 
 
 def _table(unit: CodeUnit, section: int, start: int) -> VirtualTable:
@@ -81,11 +77,3 @@ def _table(unit: CodeUnit, section: int, start: int) -> VirtualTable:
         if 0 <= slot < len(named) and not rest:
             named[slot] = unit.reference(reloc.symbol, section).name
     return VirtualTable(methods=tuple(named), drops=drops)
-
-
-def _unsigned(data: bytes, at: int) -> int:
-    value = shift = 0
-    while data[at] & 0x80:
-        value |= (data[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-    return value | data[at] << shift
