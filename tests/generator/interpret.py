@@ -415,8 +415,8 @@ class Machine:
         """Whether a closure that takes along what it did may keep its old code nevertheless.
 
         What the optimiser made one function of cannot be told from sources. Where several closures of a function may
-        have other code, or one has and another is new, it cannot be told which is which. And a task that is left keeps
-        all that is inside it.
+        have other code, or one has and another is new, it cannot be told which is which; nor where the function has
+        another symbol, and so all of them have. And a task that is left keeps all that is inside it.
         """
         owner = closure.owner
         before = self._known[identity(closure.program, owner)]
@@ -424,7 +424,8 @@ class Machine:
             return True
         old, new = self._both(closure, program)
         others = sum(_may_differ(before, one, program, two) for one, two in zip(old, new, strict=False))
-        return others + abs(len(old) - len(new)) > 1 and others > 0
+        is_renamed = _blocks_before(before, owner[0]) != _blocks_before(program, owner[0])
+        return others > 0 and (is_renamed or others + abs(len(old) - len(new)) > 1)
 
     def _body(self, frame: Frame, body: Body) -> int:
         for name, value in body.lets:
@@ -701,14 +702,21 @@ def _meaning(program: Program, name: str) -> tuple[object, ...]:
             known = (replace(item, body=item.body if item.is_async else Body((), Lit(0))),)
             parts = (*(kind for _, kind in item.objects), item.bound)
         case Type():
-            # rustc counts the `impl` blocks of a module, and the numbers are part of their methods' symbols.
-            place = [kind.name for kind in program.all(Type) if kind.home == item.home].index(name)
-            known = (item.home, place, *((field.name, field.kind) for field in item.fields))
+            known = (item.home, _blocks_before(program, name), *((field.name, field.kind) for field in item.fields))
             known += tuple((variant.name, variant.kind) for variant in item.variants)
             parts = types_in(item)
         case Static():
             known, parts = (replace(item, initial=0),), (item.holds,)
     return (*known, *(_meaning(program, part) for part in parts if part))
+
+
+def _blocks_before(program: Program, name: str) -> int:
+    """How many `impl` blocks are before those of a type in its module: rustc has their numbers in methods' symbols."""
+    item = program.find(name)
+    if not isinstance(item, Type):
+        return 0
+    kinds = [kind for kind in program.all(Type) if kind.home == item.home]
+    return sum(2 + len(kind.impls) for kind in kinds[: kinds.index(item)])
 
 
 def _reads_argument(program: Program, owner: Owner) -> bool:
