@@ -359,6 +359,12 @@ def test_an_optimised_crate_keeps_its_units_when_it_is_made_incremental(
     assert given[4:] == [f"-Cincremental={bench.captures / 'incremental'}", *units]
 
 
+@pytest.mark.parametrize("option", ["lto=fat", "linker-plugin-lto"])
+def test_crates_that_are_optimised_together_keep_equal_functions_apart(bench: Bench, option: str) -> None:
+    """Nothing else: rustc refuses incremental compilation with them."""
+    assert given_to_rustc(bench, "-C", "opt-level=3", "-C", option) == APART
+
+
 @pytest.mark.parametrize(
     ("args", "added"),
     [
@@ -378,7 +384,6 @@ def test_what_the_developer_chose_for_an_optimised_crate_is_kept(
     ("args", "env"),
     [
         (("-C", "opt-level=0"), {}),
-        (("-C", "opt-level=3", "-C", "lto=fat"), {}),
         (("-C", "opt-level=3", "--target", "aarch64-apple-darwin"), {}),
         (("-C", "opt-level=3", "-C", "linker=rust-lld"), {}),
         (("-C", "opt-level=3", "-C", "linker-flavor=ld.lld"), {}),
@@ -388,7 +393,7 @@ def test_what_the_developer_chose_for_an_optimised_crate_is_kept(
     ids=str,
 )
 def test_other_crates_are_compiled_as_cargo_says(bench: Bench, args: tuple[str, ...], env: dict[str, str]) -> None:
-    """Not optimised, optimised with others, not ELF, not run in a program, or not edited: nothing is added."""
+    """Not optimised, not ELF, not run in a program, or not edited: nothing is added."""
     assert given_to_rustc(bench, *args, **env) == []
 
 

@@ -221,11 +221,10 @@ class Compilation:
         return [*self.tip_args, *(self.patchable_args() if self.is_patchable() else []), *link_args]
 
     def is_patchable(self) -> bool:
-        """Whether it is a crate of an ELF program, optimised by itself, that somebody may edit."""
+        """Whether it is an optimised crate of an ELF program that somebody may edit."""
         manifest = os.environ.get("CARGO_MANIFEST_DIR", "")
         return (
             (codegen_value(self.args, "opt-level") or ("3" if "-O" in self.args else "0")) != "0"
-            and codegen_value(self.args, "lto") in NO_LTO
             and "linux" in (last_value(self.args, "--target") or sys.platform)
             and not any(part in manifest for part in FETCHED)
             and "proc-macro" not in self.types
@@ -252,7 +251,9 @@ class Compilation:
         """
         given = " ".join(options.partition("=")[2] for options in self.llvm_args())
         apart = [f"-Cllvm-args={option}" for option in APART if option.partition("=")[0] not in given]
-        return apart + (self.named_args() if codegen_value(self.args, "link-dead-code") is None else [])
+        asked = {key: codegen_value(self.args, key) for key in ("lto", "linker-plugin-lto", "link-dead-code")}
+        is_plain = asked.pop("lto") in NO_LTO and not any(value is not None for value in asked.values())
+        return apart + (self.named_args() if is_plain else [])
 
     def llvm_args(self) -> "Iterator[str]":
         """The options for LLVM among cargo's arguments."""

@@ -131,7 +131,7 @@ def differences(kind: Kind, before: str, after: str, use: Use) -> tuple[Differen
         return tuple(Difference(key=key, harmless="") for key in keys)
     if kind == "cargo configuration":
         return tuple(_judged(path, _CONFIGURATION) for path in _changed_keys(old, new))
-    chain = _profile_chain(use.profile, old, new)
+    chain = profile_chain(use.profile, old, new)
     return tuple(_judged_in_manifest(path, use, chain) for path in _changed_keys(old, new))
 
 
@@ -172,21 +172,21 @@ def _judged_in_manifest(path: _Path, use: Use, profiles: Collection[str]) -> Dif
             return _judged(path, _MANIFEST)
 
 
-def _profile_chain(profile: str, *manifests: Mapping[str, Any]) -> frozenset[str]:
-    """A profile, and those that it takes its settings from, according to any of the manifests."""
-    chain, waiting = set(), [profile]
+def profile_chain(profile: str, *manifests: Mapping[str, Any]) -> tuple[str, ...]:
+    """A profile, and those that it takes its settings from, according to any of the manifests, the nearest first."""
+    chain, waiting = [], [profile]
     while waiting:
-        name = waiting.pop()
+        name = waiting.pop(0)
         if name in chain:
             continue
-        chain.add(name)
+        chain.append(name)
         waiting += [_PARENTS[name]] if name in _PARENTS else []
         for manifest in manifests:
             settings = manifest.get("profile", {})
             own = settings.get(name, {}) if isinstance(settings, dict) else {}
             parent = own.get("inherits") if isinstance(own, dict) else None
             waiting += [parent] if isinstance(parent, str) else []
-    return frozenset(chain)
+    return tuple(chain)
 
 
 def _changed_packages(old: Mapping[str, Any], new: Mapping[str, Any], roots: frozenset[str]) -> list[str]:

@@ -23,6 +23,11 @@ class CargoSelection:
     target: str | None = None
     target_dir: str | None = None
 
+    @property
+    def cargo_profile(self) -> str:
+        """The profile that cargo builds with."""
+        return "release" if self.release else self.profile or "dev"
+
     def cargo_args(self) -> tuple[str, ...]:
         """The arguments of `cargo build`."""
         flags = tuple(flag for flag, given in (("--release", self.release), ("--lib", self.lib)) if given)

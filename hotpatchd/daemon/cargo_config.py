@@ -5,10 +5,13 @@ runs in upwards, then the one in cargo's home. A program with a slash is relativ
 configuration (that of the file's `.cargo`), one without is searched on PATH.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
+
+from hotpatchd.core.manifest import profile_chain
 
 
 def rustc_of(environ: Mapping[str, str]) -> str:
@@ -103,6 +106,35 @@ def user_jobs(processors: int, *, cwd: Path, environ: Mapping[str, str]) -> int 
     return None
 
 
+def manifest_lto(profile: str, *, manifest: Path, cwd: Path, environ: Mapping[str, str]) -> str | None:
+    """The link-time optimisation across crates that files ask for, as written there: `true`, `"fat"` or `"thin"`.
+
+    Args:
+        profile: that is built with.
+        manifest: of the workspace.
+        cwd: where cargo runs.
+        environ: cargo's environment.
+
+    Returns:
+        None where there is none, and where a variable says what is wanted.
+    """
+    if profile_variable(profile, "lto") in environ:
+        return None
+    kept = _load(manifest)
+    for name in profile_chain(profile, kept):
+        path = ("profile", name, "lto")
+        found = [*(value for value, _ in _settings(path, cwd, environ)), _value(kept, path)]
+        chosen = next((value for value in found if value is not None), None)
+        if chosen is not None:
+            return json.dumps(chosen) if chosen in (True, "fat", "thin") else None
+    return None
+
+
+def profile_variable(profile: str, key: str) -> str:
+    """The environment variable for a setting of a profile, such as its `lto`."""
+    return f"CARGO_PROFILE_{profile.replace('-', '_')}_{key.replace('-', '_')}".upper()
+
+
 def target_variable(triple: str, key: str) -> str:
     """The environment variable for a setting of a target, such as its `linker`."""
     return f"CARGO_TARGET_{triple.replace('-', '_').replace('.', '_')}_{key}".upper()
@@ -111,14 +143,23 @@ def target_variable(triple: str, key: str) -> str:
 def _settings(path: tuple[str, ...], cwd: Path, environ: Mapping[str, str]) -> Iterator[tuple[Any, Path]]:
     """The values of a setting, the strongest first, and what relative paths in them are relative to."""
     for file in config_files(cwd, environ):
-        try:
-            value: Any = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue  # cargo reports it
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _value(_load(file), path)
         if value is not None:
             yield value, file.parents[1]
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """What a file says; nothing where it cannot be read, which cargo reports."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _value(table: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        table = table.get(key) if isinstance(table, dict) else None
+    return table
 
 
 def _resolve_program(program: str, base: Path) -> str | None:

@@ -220,8 +220,9 @@ def _profiles(workspace: Workspace) -> Iterator[_Check]:
             fix = f"set `strip = false` in [profile.{name}]"
             yield _check(f"profile {name}", "error", "it strips the symbols that patching needs", fix)
         elif profile.get("lto") in (True, "fat"):
-            fix = f'set `lto = "thin"` or `lto = false` in [profile.{name}]'
-            yield _check(f"profile {name}", "warning", "fat LTO leaves few functions that can be replaced", fix)
+            detail = "fat LTO leaves few functions that can be replaced; programs are built without it here"
+            fix = f"set `lto = false` in [profile.{name}] if they are to be built as elsewhere"
+            yield _check(f"profile {name}", "warning", detail, fix)
         else:
             yield _check(f"profile {name}", "ok", "nothing in it prevents patching")
 

@@ -16,7 +16,7 @@ from hotpatchd.core.errors import BuildError
 from hotpatchd.core.selection import CargoSelection
 from hotpatchd.daemon.capture_store import CaptureListing, CaptureProblem, CaptureStore
 from hotpatchd.daemon.cargo import run_cargo
-from hotpatchd.daemon.cargo_config import rustc_of, user_wrapper
+from hotpatchd.daemon.cargo_config import manifest_lto, profile_variable, rustc_of, user_wrapper
 from hotpatchd.daemon.full_build import (
     FullBuildInputs,
     ScriptRun,
@@ -124,6 +124,7 @@ class FatBuild:
         workspace: as it was before the build.
         problems: captures that were found unusable, and were left alone or made again.
         recompiled: names of the targets that cargo took as fresh and that had to be compiled for their capture.
+        lto: the profile's setting that it was built without, as the manifest has it.
     """
 
     programs: tuple[BuiltProgram, ...]
@@ -135,6 +136,7 @@ class FatBuild:
     workspace: Workspace
     problems: tuple[CaptureProblem, ...]
     recompiled: tuple[str, ...]
+    lto: str | None
 
     @property
     def executable(self) -> Path:
@@ -145,6 +147,14 @@ class FatBuild:
     def tip(self) -> Capture:
         """The capture of the crate that the first program was linked from."""
         return self.programs[0].tip
+
+    @property
+    def notes(self) -> Iterator[str]:
+        """What the developer should know of it, in sentences."""
+        for program in self.inputs.untraced:
+            yield f"a build script ran {program}, and what that reads cannot be traced"
+        if self.lto:
+            yield f"built without `lto = {self.lto}`, which makes the program one piece that cannot be patched"
 
     @property
     def full_build(self) -> Mapping[str, str]:
@@ -241,6 +251,9 @@ async def fat_build(
     that was linked with other `tip_args`, of which cargo knows nothing. The same goes for one whose proc macros read
     something that changed since, and for a build script that did so without telling cargo, or ran without the tracer.
 
+    Link-time optimisation across crates is left out: it makes the program one piece, in which functions have lost
+    arguments and names, and std is no longer what a patch could be linked with. Who sets it by cargo's variable has it.
+
     Args:
         selection: what to build.
         workspace: of `load_workspace`, for the same selection.
@@ -256,6 +269,10 @@ async def fat_build(
     """
     store = CaptureStore(state_dir / "captures")
     args = ["build", "--message-format=json-render-diagnostics", *selection.cargo_args()]
+    manifest = workspace.root / "Cargo.toml"
+    lto = manifest_lto(selection.cargo_profile, manifest=manifest, cwd=cwd, environ=environ)
+    if lto:
+        environ = {**environ, profile_variable(selection.cargo_profile, "lto"): "false"}
     # Before the shim's variables: what is the same for all compiles is no part of a capture.
     environ = tracer.build_environ(environ) if tracer else environ
     environ = _shim_environ(workspace, store.directory, install_shim(state_dir), cwd=cwd, environ=environ)
@@ -319,7 +336,7 @@ async def fat_build(
             runs=[run for run in report.runs if str(run.package_dir) in all_dirs],
             captures=captures,
             build_time=build_time,
-            profile="release" if selection.release else selection.profile or "dev",
+            profile=selection.cargo_profile,
             cwd=cwd,
             environ=environ,
             tracer=tracer,
@@ -327,6 +344,7 @@ async def fat_build(
         workspace=workspace,
         problems=problems,
         recompiled=tuple(artifact.target for artifact in missing),
+        lto=lto,
     )
 
 

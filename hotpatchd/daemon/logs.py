@@ -10,6 +10,7 @@ from typing import TextIO
 import structlog
 
 BUILD_ABANDONED = "build.abandoned"
+BUILD_NOTED = "build.noted"
 BUILD_WAITED = "build.waited"
 CACHE_RESTORE_FAILED = "cache.restore_failed"
 CACHE_STORE_FAILED = "cache.store_failed"

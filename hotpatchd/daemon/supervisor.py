@@ -154,7 +154,7 @@ class Daemon:
         self._built: Built | None = None
         self._generation: Generation | None = None
         self._objects: dict[int, Mapping[str, BuildObjects]] = {}
-        self._untraced: set[str] = set()
+        self._noted: set[str] = set()
         self._is_closing = False
         self._batches = 0
         self._changed_in: dict[str, int] = {}
@@ -320,11 +320,11 @@ class Daemon:
         for problem in fat.problems:
             self.terminal.say("Warning", f"{problem.reason}; it was ignored", "bold yellow")
             _log.warning(logs.CAPTURE_IGNORED, path=str(problem.path), reason=problem.reason)
-        for program in set(fat.inputs.untraced) - self._untraced:
-            self._untraced.add(program)
-            self.terminal.say(
-                "Note", f"a build script ran {program}, and what that reads cannot be traced", "bold cyan"
-            )
+        for text in fat.notes:
+            if text not in self._noted:
+                self._noted.add(text)
+                self.terminal.say("Note", text, "bold cyan")
+                _log.info(logs.BUILD_NOTED, detail=text)
         return fat
 
     def _tell_waiting(self, text: str) -> None:

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from hotpatchd.daemon.cargo_config import user_jobs, user_linker, user_runner, user_rustflags, user_wrapper
+from hotpatchd.daemon.cargo_config import (
+    manifest_lto,
+    profile_variable,
+    user_jobs,
+    user_linker,
+    user_runner,
+    user_rustflags,
+    user_wrapper,
+)
 
 
 def test_where_a_wrapper_is_found(tmp_path: Path) -> None:
@@ -138,3 +146,41 @@ def test_jobs_come_from_the_environment_or_the_nearest_file(cargo_settings: Sett
     assert cargo_settings.jobs(CARGO_BUILD_JOBS="default") is None
     cargo_settings.write(here="", above="")
     assert cargo_settings.jobs() is None
+
+
+@pytest.mark.parametrize(
+    ("profiles", "here", "environ", "found"),
+    [
+        ("[profile.dist]\ninherits = 'release'\nlto = 'fat'\n", "", {}, '"fat"'),
+        ("[profile.dist]\ninherits = 'mid'\n[profile.mid]\ninherits = 'release'\nlto = true\n", "", {}, "true"),
+        ("[profile.dist]\ninherits = 'release'\n[profile.release]\nlto = 'thin'\n", "", {}, '"thin"'),
+        ("[profile.dist]\ninherits = 'dev'\n[profile.release]\nlto = 'thin'\n", "", {}, None),
+        ("[profile.dist]\ninherits = 'release'\nlto = false\n[profile.release]\nlto = true\n", "", {}, None),
+        ("[profile.dist]\ninherits = 'release'\n", "[profile.release]\nlto = true\n", {}, "true"),
+        (
+            "[profile.release]\nlto = true\n[profile.dist]\ninherits = 'release'",
+            "[profile.dist]\nlto = 'off'",
+            {},
+            None,
+        ),
+        ("[profile.dist]\ninherits = 'release'\nlto = 'fat'\n", "", {"CARGO_PROFILE_DIST_LTO": "thin"}, None),
+        ("[profile.dist]\nlto = [1]\n", "", {}, None),
+        ("profile = 1\n", "", {}, None),
+        ("not toml", "", {}, None),
+    ],
+)
+def test_which_link_time_optimisation_files_ask_for(
+    tmp_path: Path, profiles: str, here: str, environ: dict[str, str], found: str | None
+) -> None:
+    """The nearest of the profiles that says anything counts, and there the configuration before the manifest."""
+    settings = Settings(tmp_path)
+    settings.write(here=here, above="")
+    manifest = settings.cwd / "Cargo.toml"
+    manifest.write_text(profiles)
+    environ = {"HOME": str(tmp_path / "home"), **environ}
+    assert manifest_lto("dist", manifest=manifest, cwd=settings.cwd, environ=environ) == found
+
+
+def test_the_variable_for_a_setting_of_a_profile() -> None:
+    """As cargo has it: upper case, with underscores."""
+    assert profile_variable("my-dist", "lto") == "CARGO_PROFILE_MY_DIST_LTO"

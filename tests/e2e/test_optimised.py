@@ -283,8 +283,20 @@ def test_equal_functions_of_the_program_are_edited_one_by_one(tmp_path: Path, fl
         assert {**after, "tick": "", edited: ""} == {**before, "tick": "", edited: ""}
 
 
+@pytest.mark.parametrize("lto", ["true", '"fat"', '"thin"'])
+def test_link_time_optimisation_is_left_out(tmp_path: Path, lto: str) -> None:
+    """Whatever the manifest asks for, edits of inlined functions and of statics' users reach the program."""
+    project = Project("optimised", tmp_path / "optimised")
+    manifest = project.root / "Cargo.toml"
+    manifest.write_text(f"{manifest.read_text()}\n[profile.dist]\ninherits = 'release'\nlto = {lto}\n")
+    with Session(project, selection=("--profile", "dist")).wait_started() as session:
+        assert f"built without `lto = {lto}`" in session.daemon.wait_text("built without").replace('\\"', '"')
+        session.apply(PARTS, "self.0 * 3", "self.0 * 5")
+        session.daemon.wait_value("weight", "38")
+
+
 def test_link_time_optimisation_is_named(tmp_path: Path) -> None:
-    """The whole program is one piece then, without the functions that new code would have to call."""
+    """Who sets it for one run has it: one piece, without the functions that new code would have to call."""
     project = Project("optimised", tmp_path / "optimised")
     env = {"CARGO_PROFILE_RELEASE_LTO": "fat"}
     with Session(project, selection=("--release",), env=env).wait_started() as session:
