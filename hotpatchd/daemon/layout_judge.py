@@ -10,6 +10,7 @@ from hotpatchd.core.forks import (
     OldValues,
     closure_of_function,
     closure_of_state,
+    closures_in,
     find_old_values,
     find_renumbered,
     owner_of_closure,
@@ -50,27 +51,35 @@ class Comparison:
         names: of these objects.
         before: those of the code that it runs.
         now: the newest.
+        alike: of `before` and `now`, those all whose code is on the other side as well, but for lines and columns, and
+            that are not optimised. A type that is laid out in another way shows in the others: in whatever reads or
+            writes it.
     """
 
     names: tuple[str, ...]
     before: tuple[ObjectUnit, ...]
     now: tuple[ObjectUnit, ...]
+    alike: frozenset[ObjectUnit] = frozenset()
 
-    def uses_before(self) -> tuple[Uses, ...]:
-        """What holds which types in the code that runs. It takes time to read."""
-        return tuple(unit.types.uses for unit in self.before)
+    def types(self, units: Iterable[ObjectUnit]) -> list[UnitTypes]:
+        """The types of some of these objects; of those that are alike without layouts, which take time to read."""
+        return [_WithoutLayouts(types=unit.types) if unit in self.alike else unit.types for unit in units]
 
-    def uses(self) -> tuple[Uses, ...]:
-        """The same of both sides."""
-        return (*self.uses_before(), *(unit.types.uses for unit in self.now))
+    def uses_before(self, closures: Iterable[str]) -> tuple[Uses, ...]:
+        """What holds which types in the code that runs, in the objects that mention some closures."""
+        return _uses_in(self.before, _owners(closures))
+
+    def uses(self, owners: Iterable[str]) -> tuple[Uses, ...]:
+        """The same of both sides, for closures of functions with these names."""
+        return _uses_in((*self.before, *self.now), owners)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FunctionsOnly:
-    """Some functions of an object, whose layouts count no more."""
+class _WithoutLayouts:
+    """The types of an object whose layouts do not count; of some functions only, where they are named."""
 
     types: UnitTypes
-    names: frozenset[str]
+    names: frozenset[str] | None = None
 
     @property
     def layouts(self) -> Mapping[str, frozenset[Layout]]:
@@ -79,6 +88,8 @@ class _FunctionsOnly:
     @property
     def uses(self) -> Uses:
         all_ = self.types.uses
+        if self.names is None:
+            return all_
         functions = {name: types for name, types in all_.functions.items() if name in self.names}
         return Uses(parts=all_.parts, functions=functions)
 
@@ -142,7 +153,8 @@ class LayoutJudge:
                 names.append(name)
                 before += [old] if old else []
                 now += [new] if new else []
-        return Comparison(names=tuple(names), before=tuple(before), now=tuple(now))
+        alike = frozenset((*_within(before, now), *_within(now, before)))
+        return Comparison(names=tuple(names), before=tuple(before), now=tuple(now), alike=alike)
 
     def judge(
         self,
@@ -192,8 +204,8 @@ class LayoutJudge:
             for unit in _units_with(objects, compared, [f"dyn {trait}".removesuffix(">") for trait in tables])
         ]
         return judge_layouts(
-            [*(unit.types for unit in compared.before), *holding, *self._earlier_types(earlier)],
-            [*(unit.types for unit in compared.now), *holding],
+            [*compared.types(compared.before), *holding, *self._earlier_types(earlier)],
+            [*compared.types(compared.now), *holding],
             is_live=lambda symbol: live.find(symbol) is not None,
             callers=callers,
             can_wait=has_detours,
@@ -208,17 +220,25 @@ class LayoutJudge:
             else None,
         )
 
-    def _earlier_types(self, names: frozenset[str]) -> Iterator["_FunctionsOnly"]:
+    def _earlier_types(self, names: frozenset[str]) -> Iterator["_WithoutLayouts"]:
         """The types of functions of the host that earlier patches left as they are."""
         units = {unit.name: unit for name in names if (unit := self._baseline.get(name))}
         for unit in units.values():
-            yield _FunctionsOnly(types=unit.types, names=names)
+            yield _WithoutLayouts(types=unit.types, names=names)
 
     def _unit(self, name: str, files: FilesByName) -> ObjectUnit | None:
         """One of these, or else of the host's own; None where neither has such a unit."""
         if name in files:
             return open_once(name, files[name])
         return self._baseline.unit(name) if name in self._baseline.files else None
+
+
+def _within(units: Iterable[ObjectUnit], others: Iterable[ObjectUnit]) -> Iterator[ObjectUnit]:
+    """Those all of whose code others have as well; never optimised ones, which need not mention the types of it."""
+    code = {one for unit in others if isinstance(unit, CodeUnit) for one in unit.content}
+    for unit in units:
+        if isinstance(unit, CodeUnit) and unit.shares_locals and unit.content <= code:
+            yield unit
 
 
 def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldValues:
@@ -232,8 +252,8 @@ def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldVa
         ObjectError: an object's debug information cannot be read.
     """
     states = find_changed(
-        [unit.types for unit in compared.before],
-        [unit.types for unit in compared.now],
+        compared.types(compared.before),
+        compared.types(compared.now),
         is_wanted=lambda path: (closure_of_state(path) or "").partition("::")[0] in crate_names,
     )
     before, now = _closures(compared.before), _closures(compared.now)
@@ -241,7 +261,29 @@ def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldVa
     doubtful = [owner for owner in before.keys() & now.keys() if _may_be_renumbered(before[owner], now[owner])]
     old, new = _bodies(before, doubtful), _bodies(now, doubtful)
     renumbered = find_renumbered(old, new) | _of_moved_blocks(old, new)
-    return find_old_values(renumbered, states, compared.uses()) if states or renumbered else OldValues()
+    found = frozenset(closure for path in states for closure in closures_in(path)) | renumbered
+    owners: frozenset[str] = frozenset()
+    old_values = OldValues()
+    # What holds one of them may be a closure itself, which other objects mention.
+    while not (now_owners := _owners(found)) <= owners:
+        owners |= now_owners
+        old_values = find_old_values(renumbered, states, compared.uses(owners))
+        found = old_values.closures
+    return old_values
+
+
+def _owners(closures: Iterable[str]) -> frozenset[str]:
+    """The names, without their modules, of the functions around closures."""
+    return frozenset(_owner(closure).rpartition("::")[2] for closure in closures)
+
+
+def _owner(closure: str) -> str:
+    return closure.partition("::{#")[0]
+
+
+def _uses_in(units: Iterable[ObjectUnit], owners: Iterable[str]) -> tuple[Uses, ...]:
+    """What holds which types, in the objects that mention closures of functions with these names."""
+    return tuple(unit.types.uses for unit in units if unit.types.mention(owners))
 
 
 _Closures = Mapping[str, ObjectUnit]
@@ -397,11 +439,10 @@ def find_reached(old: OldValues, objects: BuildObjects) -> set[str]:
     Raises:
         ObjectError: an object's debug information cannot be read.
     """
-    owners = {closure.partition("::{#")[0] for closure in old.closures}
-    texts = [f"{owner}::{{".encode() for owner in owners]
-    names = {owner.rpartition("::")[2] for owner in owners}
-    found = set()
-    for name in objects.files if owners else ():
+    texts = [f"{_owner(closure)}::{{".encode() for closure in old.closures]
+    names = _owners(old.closures)
+    found: set[str] = set()
+    for name in objects.files if names else ():
         unit = objects.unit(name)
         if not isinstance(unit, CodeUnit):
             continue

@@ -176,7 +176,9 @@ def plan_patch(
     if edit.old.closures and not refusals:
         # Who makes a trait object of a closure need not differ itself: the closures only changed places.
         makers = objects.units_defining(user for name in forked for user in objects.users(name))
-        notes += note_old_code(edit.old, (*edit.compared.uses_before(), *(unit.types.uses for unit in makers)))
+        notes += note_old_code(
+            edit.old, (*edit.compared.uses_before(edit.old.closures), *(unit.types.uses for unit in makers))
+        )
     return Plan(
         selection=replace(selection, refusals=refusals),
         jumps=() if refusals else in_order_of_jumps(merged),

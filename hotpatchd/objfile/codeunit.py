@@ -81,7 +81,7 @@ class CodeUnit:
         self.machine = MACHINES[obj.header.machine]
         self.name = name
         self.from_archive = from_archive
-        self._shares_locals = shares_locals
+        self.shares_locals = shares_locals
         self._fingerprints: dict[int, Fingerprint] = {}
         self._owns: dict[int, _Own] = {}
 
@@ -132,11 +132,11 @@ class CodeUnit:
         }
 
     def _is_shared_local(self, symbol: elf.Symbol) -> bool:
-        return self._shares_locals and symbol.type == elf.STT_FUNC and is_rust_name(symbol.name)
+        return self.shares_locals and symbol.type == elf.STT_FUNC and is_rust_name(symbol.name)
 
     def _shared_function(self, section: int) -> str:
         """Name of the shared object-local function that a section consists of; empty if it does not."""
-        if not self._shares_locals or section <= 0 or self.kinds[section] != "function":
+        if not self.shares_locals or section <= 0 or self.kinds[section] != "function":
             return ""
         symbols = [self.obj.symbols[index] for index in self._named_in(section)]
         return symbols[0].name if len(symbols) == 1 and self._is_shared_local(symbols[0]) else ""
@@ -287,6 +287,22 @@ class CodeUnit:
                         digest.update(b"%d:" % numbers[target])
             known = self._fingerprints[section] = Fingerprint(strict.digest(), blind.digest())
         return known
+
+    @cached_property
+    def content(self) -> frozenset[tuple[bytes, tuple[str, ...]]]:
+        """What is loaded of it: a digest, which is the same where only lines and columns differ, with names for each.
+
+        Names are those that are the same in every build of the same source.
+        """
+        return frozenset(
+            (self.fingerprint(section).blind, tuple(self._lasting_names(section)))
+            for section, kind in enumerate(self.kinds)
+            if kind != "other"
+        )
+
+    def _lasting_names(self, section: int) -> list[str]:
+        found = self.definitions_in(section)
+        return sorted(one.name for one in found if not one.local or is_rust_name(one.name))
 
     def _own(self, section: int) -> _Own:
         known = self._owns.get(section)

@@ -5,9 +5,10 @@ A patch is judged within milliseconds, so entries are unpacked here directly, an
 Source: DWARF 4 and 5, chapter 7 (encodings); `rustc_codegen_llvm::debuginfo::metadata` for what rustc writes.
 """
 
+import re
 import struct
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, Protocol
@@ -127,24 +128,32 @@ class ObjectTypes:
     def __init__(self, obj: DebugSections) -> None:
         self._obj = obj
 
+    def mention(self, functions: Iterable[str]) -> bool:
+        """Whether any of these functions may be around something that is described; by its name, without modules."""
+        names = b"|".join(re.escape(name.encode()) for name in sorted(functions)) or rb"(?!)"
+        # That of a namespace, or part of a type's parameters.
+        pattern = rb"(?:^|[\0:])(?:%s)(?:\0|::\{)" % names
+        return re.search(pattern, self._obj.named_contents(".debug_str")) is not None
+
     @cached_property
     def layouts(self) -> Mapping[str, frozenset[Layout]]:
         """Path → layout; several where types share a path."""
         return self._read(_LAYOUT_TAGS).layouts()
 
-    @cached_property
+    @property
     def uses(self) -> Uses:
         """What holds which types. Asked for only when a layout changed, since functions take time to read."""
-        return self._functions_and_tables[0]
+        return self._whole[0]
 
     @property
     def virtual_tables(self) -> Mapping[TraitObject, int]:
         """Trait object → where in `.debug_info` the location of its virtual table is. As `uses`, it takes time."""
-        return self._functions_and_tables[1]
+        return self._whole[1]
 
     @cached_property
-    def _functions_and_tables(self) -> tuple[Uses, Mapping[TraitObject, int]]:
+    def _whole(self) -> tuple[Uses, Mapping[TraitObject, int]]:
         found = self._read(_LAYOUT_TAGS | _USE_TAGS)
+        self.__dict__.setdefault("layouts", found.layouts())
         return found.uses(), found.tables
 
     def _read(self, tags: frozenset[int]) -> "_Types":

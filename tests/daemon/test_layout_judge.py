@@ -9,14 +9,14 @@ from tests.core.fakes import content, session
 from tests.objfile.build import run
 
 
-def build(root: Path, **sources: str) -> BuildObjects:
+def build(root: Path, *, is_optimised: bool = False, **sources: str) -> BuildObjects:
     """Objects by unit name, each of one assembler source."""
     root.mkdir()
     files = {}
     for name, source in sources.items():
         (root / f"{name}.s").write_text(source)
         run("as", root / f"{name}.s", "-o", root / f"{name}.o")
-        files[name] = object_file(root / f"{name}.o", is_optimised=False)
+        files[name] = object_file(root / f"{name}.o", is_optimised=is_optimised)
     return BuildObjects(files)
 
 
@@ -40,3 +40,35 @@ def test_what_a_patch_had_no_more_is_not_compared_again(tmp_path: Path) -> None:
     compared = judge.compare(patched, judge.files(baseline), baseline)
     assert {unit.name for unit in compared.before} == {"third"}
     assert {unit.name for unit in compared.now} == {"first", "second"}
+
+
+FIRST = ".section .text.a\n.globl a\na: nop\n.section .text.b\n.globl b\nb: ret\n"
+"""Two functions in sections of their own, as rustc has them."""
+
+
+def alike(root: Path, *, is_optimised: bool = False, **now: str) -> set[tuple[str, bool]]:
+    """Which objects are alike to the first ones: name, and whether it is a new one."""
+    baseline = build(root / "baseline", is_optimised=is_optimised, first=FIRST, second=".globl c\nc: hlt\n")
+    newest = build(root / "newest", is_optimised=is_optimised, **now)
+    judge = LayoutJudge(baseline, KeptObjects(root / "kept"))
+    compared = judge.compare(session(1), judge.files(newest), newest)
+    return {(unit.name, unit in compared.now) for unit in compared.alike}
+
+
+def test_objects_with_the_same_code_are_alike(tmp_path: Path) -> None:
+    """What loads no code, such as debug information, does not count; code that is edited does."""
+    debug = '.section .debug_str,"",@progbits\n.asciz "other"\n'
+    found = alike(tmp_path, first=FIRST + debug, second=".globl c\nc: nop\n")
+    assert found == {("first", False), ("first", True)}
+
+
+def test_functions_that_only_went_to_another_object_leave_these_alike(tmp_path: Path) -> None:
+    """rustc cuts a large crate otherwise for each text of it, and that changes nothing."""
+    both = ".section .text.b\n.globl b\nb: ret\n.text\n.globl c\nc: hlt\n"
+    found = alike(tmp_path, first=both, third=".section .text.a\n.globl a\na: nop\n")
+    assert found == {("first", False), ("second", False), ("first", True), ("third", True)}
+
+
+def test_optimised_objects_are_never_alike(tmp_path: Path) -> None:
+    """Their debug information need not mention a type that their code reads."""
+    assert alike(tmp_path, is_optimised=True, first=FIRST + ".globl d\nd = 1\n", second=".globl c\nc: hlt\n") == set()

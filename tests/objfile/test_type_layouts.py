@@ -216,3 +216,21 @@ def test_functions_have_a_path_and_their_parameters_in_order(types: ObjectTypes)
     assert (touch.path, touch.parameters) == ("demo::touch", ("&demo::Node<u32>", "demo::Shape", "u64"))
     assert (closure.path, closure.parameters[-1]) == ("demo::adding::{closure#0}", "u64")
     assert functions["demo::waiting::{{closure}}"].path == "demo::waiting::{async_fn#0}"
+
+
+@pytest.mark.parametrize(
+    ("functions", "is_told"),
+    [({"adding"}, True), ({"nobody", "waiting"}, True), ({"addin"}, False), ({"dding"}, False), (set(), False)],
+)
+def test_functions_around_closures_are_mentioned(types: ObjectTypes, functions: set[str], is_told: bool) -> None:
+    """By their whole names, also those around the body of an async function."""
+    assert types.mention(functions) is is_told
+
+
+def test_a_closure_in_parameters_of_a_type_is_mentioned(tmp_path: Path) -> None:
+    """There its path is part of another name."""
+    name = "Map<u8, demo::adding::{closure_env#0}>"
+    (tmp_path / "map.s").write_text(f'.section .debug_str,"MS",@progbits,1\n.asciz "{name}"\n')
+    run("as", tmp_path / "map.s", "-o", tmp_path / "map.o")
+    types = ObjectTypes(RelocatableObject((tmp_path / "map.o").read_bytes(), "map.o"))
+    assert [types.mention({name}) for name in ("adding", "demo", "Map")] == [True, False, False]
