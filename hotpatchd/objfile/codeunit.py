@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from hotpatchd.core.demangle import demangle, of_shim
+from hotpatchd.core.forks import owner_of_closure
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES
@@ -249,7 +250,10 @@ class CodeUnit:
 
     @cached_property
     def pointed(self) -> frozenset[str]:
-        """Names of which the object takes the address, in code other than by a call, or as part of what it stores."""
+        """Names of which the object takes the address, in code other than by a call, or as part of what it stores.
+
+        Code has the address of a closure's code for a call only: pointers to closures lead to the library's shims.
+        """
         found: set[str] = set()
         for index, header in enumerate(self.obj.sections):
             kind = self.kinds[index]
@@ -260,7 +264,7 @@ class CodeUnit:
                 if code and self.machine.is_call(code, reloc.offset, reloc.type):
                     continue
                 reference = self.reference(reloc.symbol, index)
-                if not reference.local:
+                if not (reference.local or (code and owner_of_closure(reference.name))):
                     found.add(reference.name)
         return frozenset(found)
 

@@ -131,14 +131,35 @@ _BRANCHES_BY_SLOT = (b"\xff\x15", b"\xff\x25")
 _LOAD_RAX = b"\x48\x8b\x05"
 """`mov` from memory behind the instruction, which unoptimised code calls a function by if its arguments come first."""
 
+
+def _operands(first_register: int) -> bytes:
+    """A byte for a register and another operand, with what follows; without `rax` where the registers begin at 1.
+
+    Source: Intel's manual, volume 2, 2.1.3, "ModR/M and SIB bytes".
+    """
+
+    def one_of(*values: int) -> bytes:
+        return b"[%s]" % b"".join(b"\\x%02x" % value for value in values)
+
+    registers = [register << 3 for register in range(first_register, 8)]
+    on_stack = ((0x04, rb"\x24"), (0x44, rb"\x24."), (0x84, rb"\x24.{4}"), (0x05, rb".{4}"))
+    kinds = [one_of(*(mode | register for register in registers)) + rest for mode, rest in on_stack]
+    kinds.append(one_of(*(0xC0 | register | other for register in registers for other in range(1, 8))))
+    return b"(?:%s)" % b"|".join(kinds)
+
+
 _CALL_RAX = re.compile(
     rb"""
-    (?: [\x48\x4c] [\x8b\x8d] (?: [\x44\x4c\x54\x5c\x64\x6c\x74\x7c] \x24 .        # mov or lea, from the stack
-                              | [\x84\x8c\x94\x9c\xa4\xac\xb4\xbc] \x24 .{4} )
-      | [\xb9-\xbf] .{4} | \x41 [\xb8-\xbf] .{4}                                   # mov of a number
+    (?: \x48? (?: [\x8b\x8d\x89\x31\x63] | \x0f[\xb6\xb7\xbe\xbf] ) %(low)s               # mov, lea, xor, movsx
+      | [\x44\x4c] (?: [\x8b\x8d\x89\x63] | \x0f[\xb6\xb7\xbe\xbf] ) %(all)s             # the same of r8 to r15
+      | [\x66\xf2\xf3]? \x0f [\x10\x11\x28\x29\x57\x6f\x7e\x7f\xd6] %(all)s              # mov and xor of xmm
+      | \x45 \x31 [\xc0\xc9\xd2\xdb\xe4\xed\xf6\xff] | [\x41\x49] \x89 [\xc8-\xff]        # xor and mov to r8 to r15
+      | [\xb9-\xbf] .{4} | \x41 [\xb8-\xbf] .{4} | \x48 \xc7 [\xc1-\xc7] .{4}            # mov of a number
+      | \x48? \x83 [\xe1-\xe7] . | \x80 [\xe1-\xe3] .                                   # and
     )*
     \xff\xd0
-    """,
+    """
+    % {b"low": _operands(1), b"all": _operands(0)},
     re.VERBOSE | re.DOTALL,
 )
 """`call` to where that register says, behind instructions that copy it nowhere."""

@@ -295,3 +295,14 @@ def test_a_function_is_pointed_to_where_its_address_is_more_than_called(tmp_path
     pointed = {demangle(name) for unit in units if isinstance(unit, CodeUnit) for name in unit.pointed}
     functions_of_it = {"demo::called", "demo::stored", "demo::held", "<demo::Square as demo::Shape>::area"}
     assert pointed & functions_of_it == functions_of_it - {"demo::called"}
+
+
+def test_a_closures_code_is_pointed_to_by_what_is_stored_alone(tmp_path: Path) -> None:
+    """Optimised code reads its address before a loop; a virtual table has it for whoever holds the closure."""
+    closure, function = (
+        f"_ZN4demo{name}17h0123456789abcdefE" for name in ("3one28_$u7b$$u7b$closure$u7d$$u7d$", "3two")
+    )
+    loads = "".join(f'movq "{name}"@GOTPCREL(%rip), %r14\n' for name in (closure, function))
+    data = f'.section .data.rel.ro.v,"aw"\n.globl vtable\nvtable: .quad "{closure}"\n'
+    found = [assembled(tmp_path, f".globl f\nf:\n{text}").pointed for text in (loads, loads + data)]
+    assert found == [{function}, {function, closure}]

@@ -141,6 +141,13 @@ def test_references_to_an_imports_entry_become_references_to_its_slot(
         ("", True),
         ("488d7c2438", True),  # lea 0x38(%rsp), %rdi
         ("4c8b842400010000be07000000", True),  # mov 0x100(%rsp), %r8; mov $7, %esi
+        ("31c989ce", True),  # xor %ecx, %ecx; mov %ecx, %esi
+        ("488d15000000000fb67c240f", True),  # lea 0(%rip), %rdx; movzbl 0xf(%rsp), %edi
+        ("f20f10442408660f6e4c2410", False),  # movsd 8(%rsp), %xmm0; movd, which is not known
+        ("f20f104424084531c04989f1", True),  # movsd 8(%rsp), %xmm0; xor %r8d, %r8d; mov %rsi, %r9
+        ("83e10148895424104c89442418", True),  # and $1, %ecx; mov %rdx, 0x10(%rsp); mov %r8, 0x18(%rsp)
+        ("4989c0", False),  # mov %rax, %r8
+        ("660f6ec0", False),  # movd %eax, %xmm0
         ("4889442408", False),  # mov %rax, 8(%rsp)
         ("4889c7", False),  # mov %rax, %rdi
     ],
