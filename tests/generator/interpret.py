@@ -416,7 +416,8 @@ class Machine:
 
         What the optimiser made one function of cannot be told from sources. Where several closures of a function may
         have other code, or one has and another is new, it cannot be told which is which; nor where the function has
-        another symbol, and so all of them have. And a task that is left keeps all that is inside it.
+        another symbol, and so all of them have, or where an edit of a crate below may have brought or taken away what
+        this one uses of std. And a task that is left keeps all that is inside it.
         """
         owner = closure.owner
         before = self._known[identity(closure.program, owner)]
@@ -425,7 +426,8 @@ class Machine:
         old, new = self._both(closure, program)
         others = sum(_may_differ(before, one, program, two) for one, two in zip(old, new, strict=False))
         is_renamed = _blocks_before(before, owner[0]) != _blocks_before(program, owner[0])
-        return others > 0 and (is_renamed or others + abs(len(old) - len(new)) > 1)
+        is_above = _below(before, owner) != _below(program, owner)
+        return others > 0 and (is_renamed or is_above or others + abs(len(old) - len(new)) > 1)
 
     def _body(self, frame: Frame, body: Body) -> int:
         for name, value in body.lets:
@@ -708,6 +710,14 @@ def _meaning(program: Program, name: str) -> tuple[object, ...]:
         case Static():
             known, parts = (replace(item, initial=0),), (item.holds,)
     return (*known, *(_meaning(program, part) for part in parts if part))
+
+
+def _below(program: Program, owner: Owner) -> list[Item]:
+    """What is in the crates that the one of an owner's code uses."""
+    item = program.find(owner[0])
+    own = item.home.partition("::")[0] if item else program.crates[-1]
+    below = program.crates[: program.crates.index(own)]
+    return [one for one in program.items if one.home.partition("::")[0] in below]
 
 
 def _blocks_before(program: Program, name: str) -> int:
