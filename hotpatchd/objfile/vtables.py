@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from hotpatchd.core.layout import TraitObject, VirtualTable
 from hotpatchd.objfile.codeunit import CodeUnit
-from hotpatchd.objfile.type_layouts import read_unsigned
+from hotpatchd.objfile.debug_entries import read_unsigned
 
 _ADDRESS, _ADDRESS_INDEX = 0x03, 0xA1
 """DW_OP_addr, with 8 bytes; DW_OP_addrx, with an index into `.debug_addr`."""

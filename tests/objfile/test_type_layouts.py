@@ -218,6 +218,21 @@ def test_functions_have_a_path_and_their_parameters_in_order(types: ObjectTypes)
     assert functions["demo::waiting::{{closure}}"].path == "demo::waiting::{async_fn#0}"
 
 
+def test_objects_that_took_code_from_each_other_are_read(tmp_path: Path) -> None:
+    """Their debug information has several units, which refer to each other."""
+    (tmp_path / "one.rs").write_text(
+        "mod a { #[inline(never)] pub fn f(x: (u8, u64)) -> u64 { x.1 + x.0 as u64 } }"
+        "mod b { pub fn g(y: Option<u64>) -> u64 { super::a::f((1, y.unwrap())) } }"
+        "mod c { pub fn h(z: Result<u64, u8>) -> u64 { super::b::g(z.ok()) } }"
+        "fn main() { std::process::exit(c::h(Ok(std::process::id().into())) as i32) }"
+    )
+    flags = ("-Copt-level=3", "-Ccodegen-units=4", "-Cdebuginfo=2", "-Csave-temps")
+    run("rustc", *flags, "one.rs", cwd=tmp_path)
+    objects = [RelocatableObject(path.read_bytes(), path.name) for path in tmp_path.glob("*.rcgu.o")]
+    functions = {name for obj in objects for name in ObjectTypes(obj).uses.functions}
+    assert "main" in {demangle(name).rpartition("::")[2] for name in functions}
+
+
 @pytest.mark.parametrize(
     ("functions", "is_told"),
     [({"adding"}, True), ({"nobody", "waiting"}, True), ({"addin"}, False), ({"dding"}, False), (set(), False)],
