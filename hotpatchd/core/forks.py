@@ -10,9 +10,9 @@ the new ones along, and all who make new values are replaced, so that they use t
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.events import Note
@@ -25,6 +25,9 @@ _STATE = re.compile(rf"(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}_env#\d+\}}")
 
 Source: `rustc_codegen_ssa::debuginfo::type_names`, `push_closure_or_coroutine_name`.
 """
+
+_FUNCTION = re.compile(r"\bfn\(")
+_ARROW = " -> "
 
 _BODY = re.compile(rf"(?P<path>(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}#\d+\}})(?:<.*)?", re.DOTALL)
 _KIND = re.compile(rf"\{{{_KINDS}(?:_env)?#")
@@ -48,9 +51,40 @@ def owner_of_closure(symbol: str) -> str | None:
 
 
 @lru_cache(maxsize=1 << 16)
-def closures_in(type_path: str) -> frozenset[str]:
-    """The closures, and bodies of async functions, that a type's path mentions: paths such as `app::f::{#0}`."""
-    return frozenset(map(_canonical, _STATE.findall(type_path))) if "_env#" in type_path else frozenset()
+def closures_in(type_path: str, *, results: bool = False) -> frozenset[str]:
+    """The closures, and bodies of async functions, that a type's path mentions: paths such as `app::f::{#0}`.
+
+    Args:
+        type_path: of the type.
+        results: whether what a function returns counts. Debug information describes the type of a function itself,
+            which has no values, and that of a pointer to one by the same path, `fn(u8) -> app::f::{async_fn_env#0}`.
+    """
+    if "_env#" not in type_path:
+        return frozenset()
+    return frozenset(map(_canonical, _STATE.findall(type_path if results else without_results(type_path))))
+
+
+def without_results(type_path: str) -> str:
+    """The path of a type without what the functions in it return: `Handler<fn(u8) -> String>` → `Handler<fn(u8)>`."""
+    kept, at = [], 0
+    while (found := _FUNCTION.search(type_path, at)) is not None:
+        after = _skip(type_path, found.end(), ")") + 1
+        kept += [type_path[at : found.end()], without_results(type_path[found.end() : after])]
+        is_told = type_path.startswith(_ARROW, after)
+        at = _skip(type_path, after + len(_ARROW), ",;)]>") if is_told else after
+    return "".join([*kept, type_path[at:]])
+
+
+def _skip(text: str, at: int, ends: str) -> int:
+    """Where the first of some characters is that is in no brackets; the end of the text without one."""
+    depth = 0
+    while at < len(text) and (depth or text[at] not in ends):
+        if text.startswith(_ARROW, at):
+            at += len(_ARROW)
+            continue
+        depth += (text[at] in "(<[{") - (text[at] in ")>]}")
+        at += 1
+    return at
 
 
 @lru_cache(maxsize=1 << 16)
@@ -77,14 +111,17 @@ class OldValues:
     Args:
         closures: their paths, and those of all that hold one of them.
         types: what else leads to such a value, without its path saying so.
+        results: whether what returns such a value leads to it: there may be pointers to functions that do.
     """
 
     closures: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
+    results: bool = False
 
     def are_in(self, type_path: str) -> bool:
         """Whether a type contains such values, or leads to them."""
-        return type_path in self.types or not closures_in(type_path).isdisjoint(self.closures)
+        found = closures_in(type_path, results=self.results)
+        return type_path in self.types or not found.isdisjoint(self.closures)
 
     def reach(self, function: FunctionTypes) -> bool:
         """Whether a function is given such values, gives them, or is made for them."""
@@ -129,7 +166,12 @@ def _parent(closure: str) -> str:
     return closure.rpartition("::")[0]
 
 
-def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], units: Iterable[Uses]) -> OldValues:
+def find_old_values(
+    renumbered: Iterable[str],
+    changed_states: Iterable[str],
+    units: Collection[Uses],
+    is_pointed: Callable[[str], bool] = lambda _: False,
+) -> OldValues:
     """Find all types with values that new code must not take for its own.
 
     What is left to its old code goes on as a whole, with the closures inside it.
@@ -138,12 +180,29 @@ def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], un
         renumbered: closures whose number another one had.
         changed_states: paths of closures' captures and of task states that are laid out otherwise than before.
         units: what holds which types, in the code that runs and in that which is to run.
+        is_pointed: whether there may be pointers to a function, by its symbol.
     """
+    given = tuple(renumbered), tuple(changed_states)
+    found = _find_old_values(*given, units, results=False)
+    # A function's type is that of a pointer to it as well, and who has a pointer goes on with the function's old code.
+    returning = (
+        name
+        for unit in units
+        for name, types in unit.functions.items()
+        if types.parameters and found.are_in(types.parameters[-1])
+    )
+    return _find_old_values(*given, units, results=True) if any(map(is_pointed, set(returning))) else found
+
+
+def _find_old_values(
+    renumbered: Collection[str], changed_states: Collection[str], units: Iterable[Uses], *, results: bool
+) -> OldValues:
     closures = set(renumbered)
     states = {path: closure for path in changed_states if (closure := closure_of_state(path))}
     # A library's closure that is made for one of the program's is told by that one.
-    for path, closure in sorted(states.items(), key=lambda state: len(closures_in(state[0]))):
-        if (closures_in(path) - {closure}).isdisjoint(closures):
+    in_path = partial(closures_in, results=results)
+    for path, closure in sorted(states.items(), key=lambda state: len(in_path(state[0]))):
+        if (in_path(path) - {closure}).isdisjoint(closures):
             closures.add(closure)
     if not closures:
         return OldValues()
@@ -159,7 +218,7 @@ def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], un
 
     closures.update(*map(inside, tuple(closures)))
     types: set[str] = set()
-    waiting = [path for path in holders if not closures_in(path).isdisjoint(closures)]
+    waiting = [path for path in holders if not in_path(path).isdisjoint(closures)]
     waiting += states
     while waiting:
         part = waiting.pop()
@@ -168,11 +227,11 @@ def find_old_values(renumbered: Iterable[str], changed_states: Iterable[str], un
         types.add(part)
         waiting += holders.get(part, ())
         state = closure_of_state(part)
-        if state is not None and closures_in(part).isdisjoint(closures):
+        if state is not None and in_path(part).isdisjoint(closures):
             new = {state} | inside(state)
             closures |= new
-            waiting += [path for path in holders if not closures_in(path).isdisjoint(new)]
-    return OldValues(closures=frozenset(closures), types=frozenset(types))
+            waiting += [path for path in holders if not in_path(path).isdisjoint(new)]
+    return OldValues(closures=frozenset(closures), types=frozenset(types), results=results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +287,7 @@ def note_old_code(old: OldValues, before: Iterable[Uses]) -> tuple[Note, ...]:
     owners: dict[str, set[str]] = {}
     for unit in before:
         for made in unit.trait_objects:
-            lasting |= closures_in(made.type)
+            lasting |= closures_in(made.type, results=old.results)
         for name, types in unit.functions.items():
             closure = closure_of_function(types.path)
             if closure in old.closures:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 from hotpatchd.core.demangle import demangle
 from hotpatchd.core.forks import (
@@ -72,6 +72,36 @@ class Comparison:
     def uses(self, owners: Iterable[str]) -> tuple[Uses, ...]:
         """The same of both sides, for closures of functions with these names."""
         return _uses_in((*self.before, *self.now), owners)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Everywhere:
+    """All code that a program may run, old and new.
+
+    Args:
+        baseline: the objects of the source that the host was built from.
+        objects: the newest.
+        compared: where what it runs differs from the newest.
+    """
+
+    baseline: BuildObjects
+    objects: BuildObjects
+    compared: Comparison
+
+    @cached_property
+    def _units(self) -> tuple[CodeUnit, ...]:
+        of_builds = (build.unit(name) for build in (self.baseline, self.objects) for name in build.files)
+        # What a build did not compile anew is the same unit as in the other.
+        units = dict.fromkeys((*self.compared.before, *of_builds))
+        return tuple(unit for unit in units if isinstance(unit, CodeUnit))
+
+    def is_pointed(self, symbol: str) -> bool:
+        """Whether there may be pointers to a function."""
+        return any(symbol in unit.pointed for unit in self._units)
+
+    def callers(self, symbol: str) -> Iterator[str]:
+        """The functions that refer to one."""
+        return (caller for unit in self._units for caller in unit.calls.get(symbol, ()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +220,7 @@ class LayoutJudge:
                     if name in build.files:
                         yield from build.unit(name).calls.get(symbol, ())
 
-        @cache
-        def everywhere() -> tuple[CodeUnit, ...]:
-            of_builds = (build.unit(name) for build in (self._baseline, objects) for name in build.files)
-            # What a build did not compile anew is the same unit as in the other.
-            units = dict.fromkeys((*compared.before, *of_builds))
-            return tuple(unit for unit in units if isinstance(unit, CodeUnit))
-
+        everywhere = Everywhere(baseline=self._baseline, objects=objects, compared=compared)
         tables = compare_tables(compared, crate_names, apart or OldValues())
         # A table shows in the objects that make trait objects, and not in those that only hold them.
         holding = [
@@ -213,8 +237,8 @@ class LayoutJudge:
             tables=tables,
             kept=KeptCode(
                 is_kept=lambda symbol: symbol in kept or symbol in earlier,
-                is_pointed=lambda symbol: any(symbol in unit.pointed for unit in everywhere()),
-                callers=lambda symbol: (caller for unit in everywhere() for caller in unit.calls.get(symbol, ())),
+                is_pointed=everywhere.is_pointed,
+                callers=everywhere.callers,
             )
             if has_detours
             else None,
@@ -241,12 +265,13 @@ def _within(units: Iterable[ObjectUnit], others: Iterable[ObjectUnit]) -> Iterat
             yield unit
 
 
-def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldValues:
+def compare_closures(compared: Comparison, crate_names: Container[str], is_pointed: Callable[[str], bool]) -> OldValues:
     """The closures and task states of which a program may hold values that new code must not take for its own.
 
     Args:
         compared: what differs.
         crate_names: names of the developer's crates.
+        is_pointed: whether there may be pointers to a function.
 
     Raises:
         ObjectError: an object's debug information cannot be read.
@@ -267,7 +292,7 @@ def compare_closures(compared: Comparison, crate_names: Container[str]) -> OldVa
     # What holds one of them may be a closure itself, which other objects mention.
     while not (now_owners := _owners(found)) <= owners:
         owners |= now_owners
-        old_values = find_old_values(renumbered, states, compared.uses(owners))
+        old_values = find_old_values(renumbered, states, compared.uses(owners), is_pointed)
         found = old_values.closures
     return old_values
 

@@ -10,7 +10,14 @@ from hotpatchd.core.forks import Forks, OldValues, find_forks, is_new_again
 from hotpatchd.core.inlining import find_stale_callers
 from hotpatchd.core.session import LiveSymbols, Session
 from hotpatchd.core.unit import Fingerprint, is_rust_name
-from hotpatchd.daemon.layout_judge import Comparison, FilesByName, FunctionsOf, compare_closures, compare_names
+from hotpatchd.daemon.layout_judge import (
+    Comparison,
+    Everywhere,
+    FilesByName,
+    FunctionsOf,
+    compare_closures,
+    compare_names,
+)
 from hotpatchd.objfile.archive import ArchiveSet
 from hotpatchd.objfile.host_index import HostCode, HostIndex
 from hotpatchd.objfile.machines import MACHINES, Machine
@@ -117,7 +124,8 @@ class Edit:
         """
         old = OldValues()
         if session.redirect == "detours":
-            old = compare_closures(compared, origin.crate_names)
+            everywhere = Everywhere(baseline=origin.baseline, objects=objects, compared=compared)
+            old = compare_closures(compared, origin.crate_names, everywhere.is_pointed)
             session = replace(session, aliases=_aliases(origin, session, compared, old, objects))
         types = FunctionsOf(compared, objects)
         return cls(origin=origin, session=session, objects=objects, compared=compared, old=old, types=types)
