@@ -14,6 +14,7 @@ NoteName = Literal[
     "on_stack",
     "initialiser_kept",
     "old_code_kept",
+    "old_code_stays",
     "inlined_into",
     "not_in_host",
     "not_hot",

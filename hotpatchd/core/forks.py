@@ -10,7 +10,7 @@ the new ones along, and all who make new values are replaced, so that they use t
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -273,8 +273,8 @@ def find_forks(
     return Forks(replaced=tuple(sorted(filter(is_live, found - forked))), forked=frozenset(forked))
 
 
-def note_old_code(old: OldValues, before: Iterable[Uses]) -> tuple[Note, ...]:
-    """Notes for the functions whose closures or futures, made before, go on with their old code.
+def find_kept(old: OldValues, before: Iterable[Uses]) -> dict[str, bool]:
+    """Find the functions whose closures or futures, made before, go on with their old code.
 
     Only those that may outlast the functions that made them are told: behind a trait object, as the state of a task,
     or where their code has become a function pointer.
@@ -282,31 +282,58 @@ def note_old_code(old: OldValues, before: Iterable[Uses]) -> tuple[Note, ...]:
     Args:
         old: the values.
         before: what the code that runs has to do with which types.
+
+    Returns:
+        As messages name them → whether these values stay for as long as the program holds them; a task ends.
     """
-    lasting: set[str] = set()
+    held: set[str] = set()
+    waiting: set[str] = set()
     owners: dict[str, set[str]] = {}
     for unit in before:
-        for made in unit.trait_objects:
-            lasting |= closures_in(made.type, results=old.results)
+        kept = [(made.type, made.trait.startswith(_FUTURE)) for made in unit.trait_objects]
         for name, types in unit.functions.items():
             closure = closure_of_function(types.path)
             if closure in old.closures:
                 owners.setdefault(_owner(name), set()).add(closure)
-                if any(state in held for held in types.signature for state in _FUTURES):
-                    lasting.add(closure)
+                if any(state in given for given in types.signature for state in _FUTURES):
+                    waiting.add(closure)
             if types.path.startswith(_POINTER_TO_CLOSURE):
-                lasting |= {found for path in types.generic for found in closures_in(path)}
-    return tuple(
-        Note(
-            symbol=owner,
-            note="old_code_kept",
-            detail="its closures and futures that were made before keep their old code; new ones have the new",
-        )
+                kept += ((path, False) for path in types.generic)
+        for path, is_future in kept:
+            if not path.startswith(_CALLED_AT_ONCE):
+                (waiting if is_future else held).update(closures_in(path, results=old.results))
+    return {
+        owner: not held.isdisjoint(closures)
         for owner, closures in sorted(owners.items())
-        if not lasting.isdisjoint(closures)
-    )
+        if not closures.isdisjoint(held | waiting)
+    }
 
 
+def note_old_code(kept: Iterable[str]) -> Iterator[Note]:
+    """Notes for functions of `find_kept`."""
+    detail = "its closures and futures that were made before keep their old code; new ones have the new"
+    for owner in kept:
+        yield Note(symbol=owner, note="old_code_kept", detail=detail)
+
+
+def note_stays(left: Container[str], edited: Iterable[str]) -> Iterator[Note]:
+    """Notes for edits of closures that do not reach some which the program holds.
+
+    Args:
+        left: functions whose closures an earlier edit left with their old code, as messages name them.
+        edited: symbols of what is edited.
+    """
+    owners = {_owner(symbol) for symbol in edited if owner_of_closure(symbol) is not None}
+    detail = "of its closures, the program holds some that an earlier edit left with their old code; only others change"
+    for owner in sorted(owners):
+        if owner in left:
+            yield Note(symbol=owner, note="old_code_stays", detail=detail)
+
+
+_CALLED_AT_ONCE = "std::sync::once::"
+"""The library's closures around an initialiser: what makes trait objects of them calls them before it returns."""
+
+_FUTURE = "core::future::future::Future"
 _FUTURES = ("{async_", "{gen_", "{coroutine")
 _POINTER_TO_CLOSURE = "core::ops::function::FnOnce::call_once<"
 

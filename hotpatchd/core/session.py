@@ -31,6 +31,7 @@ class PatchContent:
         forked: functions among `symbols` that the program had before, too (`hotpatchd.core.forks`).
         gone: functions that the program has and the source of this patch does not define, or by which it means others.
         aliases: functions, as the source's objects call them → as they were called when the program got them.
+        left: functions, as messages name them, of which the program holds closures with older code from then on.
     """
 
     patch: str
@@ -42,6 +43,7 @@ class PatchContent:
     forked: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
+    left: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +69,7 @@ class AppliedPatch:
     forked_before: Mapping[str, HostSymbol | None]
     gone_before: frozenset[str]
     aliases_before: Mapping[str, str]
+    left_before: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +90,7 @@ class Session:
         lingering: functions, as the source spells them, of which a thread ran an old body when they were last replaced.
         redirect: how it enters new code.
         copies: functions that patches brought anew → link-time addresses of the copies, oldest first.
+        left: functions, as messages name them, of which it holds closures that edits no longer reach.
     """
 
     client: int
@@ -102,6 +106,7 @@ class Session:
     gone: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     lingering: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
 
 def after_applied(
@@ -127,6 +132,7 @@ def after_applied(
         thread_locals=content.thread_locals,
         gone=content.gone,
         aliases=content.aliases,
+        left=content.left,
         lingering=session.lingering - {demangle(name) for name in content.functions} | on_stack,
         history=(
             *session.history,
@@ -140,6 +146,7 @@ def after_applied(
                 forked_before={name: session.symbols.get(name) for name in content.forked},
                 gone_before=session.gone,
                 aliases_before=session.aliases,
+                left_before=session.left,
             ),
         ),
     )
@@ -180,14 +187,14 @@ def after_undo(session: Session, to: str | None) -> Session:
     address, the code with which it came. A forked function's name is that of the one before it again.
     """
     running, symbols = dict(session.running), dict(session.symbols)
-    edits, gone, aliases = session.edits, session.gone, session.aliases
+    edits, gone, aliases, left = session.edits, session.gone, session.aliases, session.left
     added: set[str] = set()
     history = list(session.history)
     while history and history[-1].patch != to:
         undone = history.pop()
         edits = undone.edits_before
         added |= undone.added
-        gone, aliases = undone.gone_before | added, undone.aliases_before
+        gone, aliases, left = undone.gone_before | added, undone.aliases_before, undone.left_before
         for name, symbol in undone.forked_before.items():
             if symbol is not None:
                 symbols[name] = symbol
@@ -199,7 +206,14 @@ def after_undo(session: Session, to: str | None) -> Session:
             elif name not in symbols:
                 running.pop(name, None)
     return replace(
-        session, edits=edits, running=running, symbols=symbols, gone=gone, aliases=aliases, history=tuple(history)
+        session,
+        edits=edits,
+        running=running,
+        symbols=symbols,
+        gone=gone,
+        aliases=aliases,
+        left=left,
+        history=tuple(history),
     )
 
 

@@ -340,6 +340,7 @@ class Patcher:
             forked=plan.forked,
             gone=plan.gone,
             aliases=plan.aliases,
+            left=plan.left,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from hotpatchd.core.callers import find_leading
 from hotpatchd.core.compare import find_changed_constants, find_differences
 from hotpatchd.core.events import Note, Refusal
-from hotpatchd.core.forks import note_old_code
+from hotpatchd.core.forks import find_kept, note_old_code, note_stays
 from hotpatchd.core.inlining import find_merged, in_order_of_jumps
 from hotpatchd.core.layout import Judgement
 from hotpatchd.core.select import Selection, select
@@ -52,6 +52,7 @@ class Plan:
         gone: functions that the program has and the newest source does not define.
         aliases: functions, as the newest objects call them → as the program knows them.
         idle: functions that no thread may be in while it is applied → what is said if one stays.
+        left: functions of which the program holds closures with older code from then on.
         judge_ms: what judging types and statics took.
     """
 
@@ -71,6 +72,7 @@ class Plan:
     gone: frozenset[str]
     aliases: Mapping[str, str]
     idle: Mapping[str, Refusal]
+    left: frozenset[str]
     judge_ms: float
 
 
@@ -173,16 +175,19 @@ def plan_patch(
         notes += absence_notes(own, objects, before)
     if session.redirect == "jump_table":
         notes += hot_call_notes(edited, roots)
+    left_behind: dict[str, bool] = {}
     if edit.old.closures and not refusals:
         # Who makes a trait object of a closure need not differ itself: the closures only changed places.
         makers = objects.units_defining(user for name in forked for user in objects.users(name))
-        notes += note_old_code(
-            edit.old, (*edit.compared.uses_before(edit.old.closures), *(unit.types.uses for unit in makers))
-        )
+        of_makers = (unit.types.uses for unit in makers)
+        left_behind = find_kept(edit.old, (*edit.compared.uses_before(edit.old.closures), *of_makers))
+    changed = tuple(sorted({*edited, *(forked & functions.keys() & set(differences.changed))}))
+    notes += note_old_code(left_behind)
+    notes += note_stays(session.left - left_behind.keys(), changed)
     return Plan(
         selection=replace(selection, refusals=refusals),
         jumps=() if refusals else in_order_of_jumps(merged),
-        edited=tuple(sorted({*edited, *(forked & functions.keys() & set(differences.changed))})),
+        edited=changed,
         definers={name: definer for name in roots if (definer := objects.get(name))},
         functions={name if name in forked else session.aliases.get(name, name): code for name, code in brought.items()},
         moved=differences.moved,
@@ -197,6 +202,7 @@ def plan_patch(
         gone=gone | (forks.forked - forked),
         aliases={name: known for name, known in session.aliases.items() if name not in forks.forked and known != name},
         idle=judgement.idle,
+        left=session.left | {owner for owner, stays in left_behind.items() if stays},
         judge_ms=judging.ms,
     )
 

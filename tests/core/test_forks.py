@@ -1,6 +1,7 @@
 """Which closures and task states are other ones than before, and which functions a patch brings beside the old."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -11,11 +12,13 @@ from hotpatchd.core.forks import (
     closure_of_state,
     closures_in,
     find_forks,
+    find_kept,
     find_old_values,
     find_renumbered,
     is_new_again,
-    note_old_code,
+    note_stays,
     owner_of_closure,
+    without_results,
 )
 from hotpatchd.core.layout import FunctionTypes, TraitObject, Uses
 
@@ -218,26 +221,75 @@ def test_what_the_program_does_not_have_is_neither() -> None:
     assert forks(["dead"], {"dead": ["main"]}, forked=["dead"], dead=["dead"]) == Forks(replaced=())
 
 
+FUTURE = "core::future::future::Future<Output=u32>"
+ONCE = "std::sync::once::{impl#2}::call_once_force::{closure_env#0}"
+
+
 @pytest.mark.parametrize(
-    "uses",
+    ("uses", "stays"),
     [
-        Uses(trait_objects=frozenset({TraitObject(type=f"app::Button<{ENV}>", trait="app::Click")})),
-        Uses(functions={GLUE: function(path=f"core::ops::function::FnOnce::call_once<{ENV}, (u32)>", generic=[ENV])}),
-        Uses(functions={BODY: function("&mut app::make::{async_block_env#0}", path="app::make::{async_block#0}")}),
+        (Uses(trait_objects=frozenset({TraitObject(type=f"app::Button<{ENV}>", trait="app::Click")})), True),
+        (Uses(trait_objects=frozenset({TraitObject(type=f"app::Timeout<{ENV}>", trait=FUTURE)})), False),
+        (
+            Uses(functions={GLUE: function(path=f"core::ops::function::FnOnce::call_once<{ENV}>", generic=[ENV])}),
+            True,
+        ),
+        (
+            Uses(functions={BODY: function("&mut app::make::{async_block_env#0}", path="app::make::{async_block#0}")}),
+            False,
+        ),
     ],
-    ids=["trait object", "function pointer", "task"],
+    ids=["trait object", "boxed future", "function pointer", "task"],
 )
-def test_closures_that_may_outlast_their_function_are_noted(uses: Uses) -> None:
-    """The note names the function that made them."""
+def test_closures_that_may_outlast_their_function_are_found(uses: Uses, stays: bool) -> None:
+    """By the function that made them; a task ends, and what holds a closure may stay."""
     code = Uses(functions={BODY: function(path="app::make::{closure#0}")})
-    [note] = note_old_code(OldValues(closures=frozenset({MAKE})), [code, uses])
-    assert (note.symbol, note.note) == ("app::make", "old_code_kept")
+    assert find_kept(OldValues(closures=frozenset({MAKE})), [code, uses]) == {"app::make": stays}
 
 
-def test_closures_that_end_with_their_function_are_not_noted() -> None:
-    """No value of theirs is left."""
+@pytest.mark.parametrize(
+    "uses", [Uses(), Uses(trait_objects=frozenset({TraitObject(type=f"{ONCE}<{ENV}>", trait="core::FnMut<()>")}))]
+)
+def test_closures_that_end_with_their_function_are_not_found(uses: Uses) -> None:
+    """No value of theirs is left, nor is one of those that the library makes to call them once."""
     code = Uses(functions={BODY: function(path="app::make::{closure#0}")})
-    assert not note_old_code(OldValues(closures=frozenset({MAKE})), [code])
+    assert not find_kept(OldValues(closures=frozenset({MAKE})), [code, uses])
+
+
+def test_an_edit_of_closures_that_were_left_behind_is_noted() -> None:
+    """For the function that made them, if one of its closures is edited."""
+    edited = [BODY, "_ZN3app5other17h0123456789abcdefE"]
+    notes = list(note_stays({"app::make", "app::other"}, edited))
+    assert [(note.symbol, note.note) for note in notes] == [("app::make", "old_code_stays")]
+
+
+HANDLER = "app::Handler<fn(u32) -> app::report::{async_fn_env#0}, app::App>"
+"""What is made for a function, which debug information describes like a pointer to it."""
+
+
+@pytest.mark.parametrize(
+    ("type_path", "without"),
+    [
+        (HANDLER, "app::Handler<fn(u32), app::App>"),
+        ("fn(fn(u8) -> (u8, u16), u32) -> Box<dyn Fn(u8) -> u8>", "fn(fn(u8), u32)"),
+        ('(unsafe extern "C" fn() -> u8, [fn(&str); 2])', '(unsafe extern "C" fn(), [fn(&str); 2])'),
+        ("alloc::boxed::Box<dyn core::Fn<(u8), Output=u8>>", "alloc::boxed::Box<dyn core::Fn<(u8), Output=u8>>"),
+        ("app::my_fn(u8) -> u8", "app::my_fn(u8) -> u8"),
+    ],
+)
+def test_results_of_functions_are_taken_out_of_paths(type_path: str, without: str) -> None:
+    """Of those inside others too, and whatever brackets the result has."""
+    assert without_results(type_path) == without
+
+
+@pytest.mark.parametrize("is_pointed", [False, True])
+def test_what_is_made_for_a_function_holds_nothing_of_what_it_returns(is_pointed: bool) -> None:
+    """A router holds handlers, not their futures; unless it may hold pointers to them, which lead to old code."""
+    state = "app::report::{async_fn_env#0}"
+    parts = {"app::Router": frozenset({HANDLER}), HANDLER: frozenset({"app::App"})}
+    functions = {"report": replace(function("u32", state), parameters=("u32", state))}
+    old = find_old_values([], [state], [Uses(parts=parts, functions=functions)], lambda name: is_pointed)
+    assert [old.are_in(one) for one in (HANDLER, "app::Router", state)] == [is_pointed, is_pointed, True]
 
 
 @pytest.mark.parametrize(

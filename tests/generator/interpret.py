@@ -303,6 +303,11 @@ class Machine:
         own = static_identity(self.program, static)
         return any(key != own and key[:2] == own[:2] for key in self._used)
 
+    def is_back(self, static: Static, after: Program) -> bool:
+        """Whether the program has used a static of other sources that its own are without."""
+        own = static_identity(after, static)
+        return own in self._used and own not in {static_identity(self.program, one) for one in self.program.all(Static)}
+
     def is_doubtful(self, program: Program) -> bool:
         """Whether it cannot be told from sources what the program would run, were these the next ones.
 

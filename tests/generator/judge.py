@@ -69,7 +69,8 @@ def allowed(machine: Machine, after: Program) -> Allowed:
     """
     before = machine.program
     if sources(before) == sources(after):
-        return Allowed(verdicts=frozenset({"unchanged", "applied"}))
+        # After an undo, what it took back may be replaced, which what the optimiser made of it may have no room for.
+        return Allowed(verdicts=frozenset({"unchanged", "applied"}), is_optimised=before.is_optimised)
     changed = {item.name for item in before.all(Type) if _is_changed(before, after, item)}
     for item in sorted(before.all(Type), key=lambda item: item.rank):
         if changed.intersection(types_in(item)):
@@ -102,6 +103,8 @@ def allowed(machine: Machine, after: Program) -> Allowed:
             is_used = is_needed and machine.kept(static) and tables[static.holds]
             (lost if is_used else doubtful).update({static.name, static.holds})
     doubtful |= {static.name for static in after.all(Static) if machine.has_other(static)}
+    # A static that comes back has the values of its time, when what it holds may have been defined otherwise.
+    doubtful |= {static.name for static in after.all(Static) if static.holds and machine.is_back(static, after)}
     if any(static.kind in LEADING for static in before.all(Static)):
         # Code that is kept may have a pointer to it, and then would meet the new layout.
         doubtful |= changed
