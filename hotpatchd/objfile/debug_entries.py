@@ -133,7 +133,7 @@ class Entry(NamedTuple):
         return attribute in self.shape.positions or attribute in self.shape.constants
 
 
-_NONE: Final[list[Entry]] = []
+_CHILDLESS: Final[list[Entry]] = []
 
 
 class Entries:
@@ -230,7 +230,7 @@ class Entries:
             else:
                 at += size
             if is_read:
-                entry = new(Entry, (used, parent, start, values, [] if has_children else _NONE))
+                entry = new(Entry, (used, parent, start, values, [] if has_children else _CHILDLESS))
                 entries[offset] = entry
                 if parent is not None:
                     parent.children.append(entry)

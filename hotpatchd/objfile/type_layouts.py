@@ -150,27 +150,21 @@ class _Types:
 
     def _type(self, entry: Entry) -> str:
         """The path of the type of a member, variable, pointer target or result; empty for `()` as a result."""
-        found: Entry | None = entry
-        while found is not None:
-            type_ = self._entries.referred(found, dwarf.TYPE)
-            if type_ is not None:
-                return self._path(type_)
-            found = self._completed(found)
-        return ""
+        found = self._entries.referred(entry, dwarf.TYPE)
+        if found is not None:
+            return self._path(found)
+        completed = self._completed(entry)
+        return "" if completed is None else self._type(completed)
 
     def _string(self, entry: Entry, attribute: int) -> str:
         """A name of an entry, or of those that it completes."""
-        found: Entry | None = entry
-        while found is not None:
-            if text := self._entries.string(found, attribute):
-                return text
-            found = self._completed(found)
-        return ""
+        text, completed = self._entries.string(entry, attribute), self._completed(entry)
+        return text if text or completed is None else self._string(completed, attribute)
 
     def _completed(self, entry: Entry) -> Entry | None:
         """The declaration or abstract entry that another one completes."""
-        referred = self._entries.referred
-        return referred(entry, dwarf.SPECIFICATION) or referred(entry, dwarf.ABSTRACT_ORIGIN)
+        found = self._entries.referred(entry, dwarf.SPECIFICATION)
+        return self._entries.referred(entry, dwarf.ABSTRACT_ORIGIN) if found is None else found
 
     def _part(self, entry: Entry, part: str) -> None:
         if part:
@@ -222,10 +216,8 @@ class _Types:
                     yield name, child.get(dwarf.DISCR_VALUE), (("0", offset, type_),)
 
     def _function_path(self, entry: Entry) -> str:
-        completed = self._entries.referred(entry, dwarf.ABSTRACT_ORIGIN) or self._entries.referred(
-            entry, dwarf.SPECIFICATION
-        )
-        return self._function_path(completed) if completed else self._path(entry)
+        completed = self._completed(entry)
+        return self._path(entry) if completed is None else self._function_path(completed)
 
     def _function(self, entry: Entry) -> None:
         parameters = [self._type(one) for one in entry.children if one.tag == dwarf.PARAMETER]
