@@ -10,7 +10,7 @@ the new ones along, and all who make new values are replaced, so that they use t
 """
 
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -20,16 +20,18 @@ from hotpatchd.core.layout import FunctionTypes, Uses
 from hotpatchd.core.unit import is_rust_name
 
 _KINDS = r"(?:closure|coroutine|async_fn|async_block|async_closure|(?:async_)?gen_(?:fn|block|closure))"
-_STATE = re.compile(rf"(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}_env#\d+\}}")
+_STATE = re.compile(rf"(?:[^\s<>,;:=&*()\[\]]+::)*\{{{_KINDS}_env#\d+\}}")
 """The path of a closure's captures, or of a task's state, anywhere in the path of a type.
 
 Source: `rustc_codegen_ssa::debuginfo::type_names`, `push_closure_or_coroutine_name`.
 """
 
+_TRAIT_OBJECT = "dyn "
+
 _FUNCTION = re.compile(r"\bfn\(")
 _ARROW = " -> "
 
-_BODY = re.compile(rf"(?P<path>(?:[^\s<>,;:&*()\[\]]+::)*\{{{_KINDS}#\d+\}})(?:<.*)?", re.DOTALL)
+_BODY = re.compile(rf"(?P<path>(?:[^\s<>,;:=&*()\[\]]+::)*\{{{_KINDS}#\d+\}})(?:<.*)?", re.DOTALL)
 _KIND = re.compile(rf"\{{{_KINDS}(?:_env)?#")
 
 _IN_MANGLED = ("$u7b$$u7b$closure$u7d$$u7d$", "NC")
@@ -112,16 +114,19 @@ class OldValues:
         closures: their paths, and those of all that hold one of them.
         types: what else leads to such a value, without its path saying so.
         results: whether what returns such a value leads to it: there may be pointers to functions that do.
+        known: types that do not lead to such values, though their paths may say so.
     """
 
     closures: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
     results: bool = False
+    known: frozenset[str] = frozenset()
 
     def are_in(self, type_path: str) -> bool:
         """Whether a type contains such values, or leads to them."""
-        found = closures_in(type_path, results=self.results)
-        return type_path in self.types or not found.isdisjoint(self.closures)
+        if type_path in self.types or type_path in self.known:
+            return type_path not in self.known
+        return not closures_in(type_path, results=self.results).isdisjoint(self.closures)
 
     def reach(self, function: FunctionTypes) -> bool:
         """Whether a function is given such values, gives them, or is made for them."""
@@ -195,31 +200,40 @@ def find_old_values(
 
 
 def _find_old_values(
-    renumbered: Collection[str], changed_states: Collection[str], units: Iterable[Uses], *, results: bool
+    renumbered: Collection[str], changed_states: Collection[str], units: Collection[Uses], *, results: bool
 ) -> OldValues:
     closures = set(renumbered)
     states = {path: closure for path in changed_states if (closure := closure_of_state(path))}
+    mentioned = partial(closures_in, results=True)
     # A library's closure that is made for one of the program's is told by that one.
-    in_path = partial(closures_in, results=results)
-    for path, closure in sorted(states.items(), key=lambda state: len(in_path(state[0]))):
-        if (in_path(path) - {closure}).isdisjoint(closures):
+    for path, closure in sorted(states.items(), key=lambda state: len(mentioned(state[0]))):
+        if (mentioned(path) - {closure}).isdisjoint(closures):
             closures.add(closure)
     if not closures:
         return OldValues()
     holders: dict[str, set[str]] = {}
+    known: set[str] = set()
     bodies: set[str] = set()
     for unit in units:
-        for part, holding in unit.holders.items():
+        for part, holding in (unit.holders if results else unit.holders_by_field).items():
             holders.setdefault(part, set()).update(holding)
+        if not results:
+            known |= {path for path in unit.parts if "_env#" in path and not path.startswith(_TRAIT_OBJECT)}
         bodies |= {body for types in unit.functions.values() if (body := closure_of_function(types.path))}
 
     def inside(closure: str) -> set[str]:
         return {body for body in bodies if body.startswith(f"{closure}::{{#")}
 
+    def values_of(some: Set[str]) -> list[str]:
+        """The types of the values of closures, and what has them in its path where no more is known of it."""
+        own = [path for path in known if closure_of_state(path) in some]
+        return own + [
+            path for path in holders.keys() - known if not closures_in(path, results=results).isdisjoint(some)
+        ]
+
     closures.update(*map(inside, tuple(closures)))
     types: set[str] = set()
-    waiting = [path for path in holders if not in_path(path).isdisjoint(closures)]
-    waiting += states
+    waiting = [*values_of(closures), *states]
     while waiting:
         part = waiting.pop()
         if part in types:
@@ -227,11 +241,15 @@ def _find_old_values(
         types.add(part)
         waiting += holders.get(part, ())
         state = closure_of_state(part)
-        if state is not None and in_path(part).isdisjoint(closures):
+        if state is not None and mentioned(part).isdisjoint(closures):
             new = {state} | inside(state)
             closures |= new
-            waiting += [path for path in holders if not in_path(path).isdisjoint(new)]
-    return OldValues(closures=frozenset(closures), types=frozenset(types), results=results)
+            waiting += values_of(new)
+    # A variant without content has its part of a value, too.
+    types |= {path for unit in units for path in unit.parts if path.rpartition("::")[0] in types}
+    return OldValues(
+        closures=frozenset(closures), types=frozenset(types), results=results, known=frozenset(known - types)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +318,7 @@ def find_kept(old: OldValues, before: Iterable[Uses]) -> dict[str, bool]:
             if types.path.startswith(_POINTER_TO_CLOSURE):
                 kept += ((path, False) for path in types.generic)
         for path, is_future in kept:
-            if not path.startswith(_CALLED_AT_ONCE):
+            if old.are_in(path) and not path.startswith(_CALLED_AT_ONCE):
                 (waiting if is_future else held).update(closures_in(path, results=old.results))
     return {
         owner: not held.isdisjoint(closures)

@@ -117,21 +117,33 @@ class Uses:
         functions: symbol → its types.
         statics: symbol → its type.
         trait_objects: what is made a trait object.
+        made_for: path → those of its `parts` that are parameters of it, and that no field of it leads to.
     """
 
     parts: Mapping[str, frozenset[str]] = field(default_factory=dict)
     functions: Mapping[str, FunctionTypes] = field(default_factory=dict)
     statics: Mapping[str, str] = field(default_factory=dict)
     trait_objects: frozenset[TraitObject] = frozenset()
+    made_for: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @cached_property
     def holders(self) -> Mapping[str, frozenset[str]]:
         """Path → the types that contain it or lead to it directly."""
-        found: dict[str, set[str]] = {}
-        for holder, parts in self.parts.items():
-            for part in parts:
-                found.setdefault(part, set()).add(holder)
-        return {part: frozenset(holders) for part, holders in found.items()}
+        return _inverse(self.parts)
+
+    @cached_property
+    def holders_by_field(self) -> Mapping[str, frozenset[str]]:
+        """The same without those that are only made for it."""
+        nothing = frozenset[str]()
+        return _inverse({path: parts - self.made_for.get(path, nothing) for path, parts in self.parts.items()})
+
+
+def _inverse(parts: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for holder, held in parts.items():
+        for part in held:
+            found.setdefault(part, set()).add(holder)
+    return {part: frozenset(holders) for part, holders in found.items()}
 
 
 class UnitTypes(Protocol):

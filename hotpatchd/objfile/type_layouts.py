@@ -20,6 +20,9 @@ _USE_TAGS = frozenset((dwarf.SUBPROGRAM, dwarf.PARAMETER, dwarf.VARIABLE, dwarf.
 
 _TABLE, _TABLE_TYPE = "::{vtable}", "::{vtable_type}"
 
+_OWNER = "core::marker::PhantomData<"
+"""What a type has in place of fields of another type that it owns or leads to all the same."""
+
 _KNOWN_LAYOUTS = 1 << 16
 """How many layouts are remembered: the objects of a crate describe the same types, each of them anew."""
 
@@ -86,6 +89,7 @@ class _Types:
         self._paths: dict[int, str] = {}
         self._layouts: dict[str, frozenset[Layout]] = {}
         self._parts: dict[str, set[str]] = {}
+        self._parameters: dict[str, set[str]] = {}
         self._functions: dict[str, FunctionTypes] = {}
         self._statics: dict[str, str] = {}
         self._trait_objects: set[TraitObject] = set()
@@ -105,8 +109,11 @@ class _Types:
         return self._layouts
 
     def uses(self) -> Uses:
+        # `Vec<T>` leads to values by a pointer that does not say to what.
+        given = {path: parameters - {""} for path, parameters in self._parameters.items()}
         return Uses(
-            parts={path: frozenset(parts) for path, parts in self._parts.items()},
+            parts={path: frozenset(parts | given.get(path, set())) for path, parts in self._parts.items()},
+            made_for={path: frozenset(parameters - self._parts[path]) for path, parameters in given.items()},
             functions=self._functions,
             statics=self._statics,
             trait_objects=frozenset(self._trait_objects),
@@ -202,12 +209,15 @@ class _Types:
             elif tag == dwarf.ENUMERATOR:
                 variants.append((self._entries.string(child, dwarf.NAME), child.get(dwarf.CONST_VALUE), ()))
             elif tag == dwarf.GENERIC:
-                # `Vec<T>` leads to values by a pointer that does not say to what.
                 generic.add(self._type(child))
         layouts, parts = _layout(size, entry.get(dwarf.ALIGNMENT) or 1, tuple(fields), tuple(variants))
         path = self._path(entry)
         self._layouts[path] = self._layouts[path] | layouts if path in self._layouts else layouts
-        self._parts.setdefault(path, set()).update(parts, generic - {""})
+        self._parts.setdefault(path, set()).update(parts)
+        if path.startswith(_OWNER):
+            self._parts[path] |= generic - {""}
+        elif generic:
+            self._parameters.setdefault(path, set()).update(generic)
 
     def _variants(self, entry: Entry) -> Iterator[_RawVariant]:
         for child in entry.children:

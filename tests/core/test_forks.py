@@ -48,6 +48,7 @@ def function(*signature: str, path: str = "app::f", generic: Iterable[str] = ())
         ),
         ("(app::f::{async_block_env#1}, [app::g::{async_closure_env#0}; 2])", {"app::f::{#1}", "app::g::{#0}"}),
         ("app::f::{async_fn_env#0}::Suspend1", {"app::f::{#0}"}),
+        ("dyn core::ops::function::Fn<(u8), Output=app::f::{async_fn_env#0}>", {"app::f::{#0}"}),
         ("app::make::{closure#0}::Local", set()),
         ("app::Shape", set()),
     ],
@@ -280,6 +281,26 @@ HANDLER = "app::Handler<fn(u32) -> app::report::{async_fn_env#0}, app::App>"
 def test_results_of_functions_are_taken_out_of_paths(type_path: str, without: str) -> None:
     """Of those inside others too, and whatever brackets the result has."""
     assert without_results(type_path) == without
+
+
+def test_a_type_that_is_only_made_for_a_value_does_not_hold_it() -> None:
+    """Its path says so, but no field leads there; one whose fields are not known is taken for a holder."""
+    service, boxed, unknown = f"app::Service<{ENV}>", f"app::Boxed<{ENV}>", f"dyn app::Call<Output={ENV}>"
+    parts = {service: frozenset({ENV, "u8"}), boxed: frozenset({ENV}), unknown: frozenset[str](), ENV: frozenset[str]()}
+    old = find_old_values([], [ENV], [Uses(parts=parts, made_for={service: frozenset({ENV})})])
+    assert [old.are_in(path) for path in (service, boxed, unknown, f"app::Other<{ENV}>")] == [False, True, True, True]
+
+
+def test_variants_without_content_belong_to_their_enum() -> None:
+    """They are as large as the state or option that they are variants of."""
+    option = f"core::option::Option<{ENV}>"
+    parts = {
+        option: frozenset({f"{option}::Some"}),
+        f"{option}::Some": frozenset({ENV}),
+        f"{option}::None": frozenset(),
+    }
+    old = find_old_values([], [ENV], [Uses(parts={**parts, ENV: frozenset[str]()})])
+    assert old.are_in(f"{option}::None")
 
 
 @pytest.mark.parametrize("is_pointed", [False, True])

@@ -24,6 +24,14 @@ where
     }
 }
 
+pub struct Service<F, Fut>(F, std::marker::PhantomData<fn(u64) -> Fut>);
+impl<F: Fn(u64) -> Fut, Fut> Service<F, Fut> {
+    pub fn new(handler: F) -> Self { Self(handler, std::marker::PhantomData) }
+}
+impl<F: Fn(u64) -> Fut, Fut: Future<Output = u64> + 'static> Handler for Service<F, Fut> {
+    fn handle(&self, tick: u64) -> Reply { Box::pin((self.0)(tick)) }
+}
+
 pub trait Endpoint { fn call(&self, tick: u64) -> Reply; }
 pub struct Route<H>(pub H);
 impl<H: Handler> Endpoint for Route<H> {
@@ -49,18 +57,18 @@ pub fn finish(reply: impl Future<Output = u64>) -> u64 {
 """
 
 PAGES = """
-use crate::router::{Endpoint, Pause, Route};
+use crate::router::{Endpoint, Pause, Route, Service};
 
 pub async fn named(tick: u64) -> u64 {
     Pause(false).await;
     tick * 0 + 7
 }
 
-pub fn routes() -> [Box<dyn Endpoint>; 2] {
+pub fn routes() -> [Box<dyn Endpoint>; 3] {
     let (one, two) = (std::hint::black_box(1), std::hint::black_box(2));
     let by_closure = move |tick: u64| async move { tick * 0 + one };
     let _ = two;
-    [Box::new(Route(named)), Box::new(Route(by_closure))]
+    [Box::new(Route(named)), Box::new(Route(by_closure)), Box::new(Route(Service::new(named)))]
 }
 """
 
@@ -74,9 +82,9 @@ fn main() {
     let waker = std::task::Waker::noop();
     let _ = waiting.as_mut().unwrap().as_mut().poll(&mut std::task::Context::from_waker(waker));
     for tick in 0_u64.. {
-        let [named, closure] = [0, 1].map(|at| router::finish(routes[at].call(tick)));
+        let [named, closure, service] = [0, 1, 2].map(|at| router::finish(routes[at].call(tick)));
         if named != 7 && waiting.is_some() { begun = router::finish(waiting.take().unwrap()); }
-        println!("tick={tick} named={named} closure={closure} begun={begun}");
+        println!("tick={tick} named={named} closure={closure} service={service} begun={begun}");
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
 }
@@ -98,7 +106,8 @@ def test_calls_of_an_async_function_that_a_router_holds_reach_its_new_code(tmp_p
         kept = "let kept = tick * 0 + 40;\n    Pause(false).await;\n    Pause(false).await;\n    kept"
         verdict = session.apply("src/pages.rs", "Pause(false).await;\n    tick * 0 + 7", kept)
         assert verdict.noted("old_code_kept") == ["single::pages::named"]
-        assert session.daemon.wait_value("named", "40")["begun"] == "7"
+        line = session.daemon.wait_value("named", "40")
+        assert (line["service"], line["begun"]) == ("40", "7")
         verdict = session.apply("src/pages.rs", "tick * 0 + 40", "tick * 0 + 41")
         session.daemon.wait_value("named", "41")
         assert not verdict.notes

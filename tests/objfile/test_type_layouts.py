@@ -28,6 +28,8 @@ pub union Either { pub number: u32, pub ratio: f32 }
 #[derive(Debug)]
 pub struct Shown(u16);
 
+pub struct Made<T> { pub by: fn() -> T, pub at: std::marker::PhantomData<T> }
+
 pub static HELD: Mutex<Option<Inner>> = Mutex::new(None);
 #[no_mangle]
 pub static PLAIN: [Sign; 2] = [Sign::Minus, Sign::Plus];
@@ -47,7 +49,9 @@ pub async fn waiting(x: u32) -> u32 { let y = vec![x]; std::future::ready(()).aw
 
 pub fn adding(base: u64) -> u64 { let add = |value: u64| value + base; add(1) }
 
-pub fn main() { drop(waiting(touch(&Node { value: 1, next: None }, Shape::Empty) as u32)); adding(2);
+pub fn made() -> Made<Shown> { Made { by: || Shown(1), at: std::marker::PhantomData } }
+
+pub fn main() { made(); drop(waiting(touch(&Node { value: 1, next: None }, Shape::Empty) as u32)); adding(2);
     HELD.lock().unwrap().take(); }
 """
 
@@ -231,6 +235,15 @@ def test_objects_that_took_code_from_each_other_are_read(tmp_path: Path) -> None
     objects = [RelocatableObject(path.read_bytes(), path.name) for path in tmp_path.glob("*.rcgu.o")]
     functions = {name for obj in objects for name in ObjectTypes(obj).uses.functions}
     assert "main" in {demangle(name).rpartition("::")[2] for name in functions}
+
+
+def test_what_no_field_leads_to_is_told_apart(types: ObjectTypes) -> None:
+    """A parameter alone makes no holder; an owner by a hidden pointer says so, and a boxed value is led to."""
+    made_for = types.uses.made_for
+    assert "u32" in made_for["alloc::vec::Vec<u32, alloc::alloc::Global>"]
+    assert "core::marker::PhantomData<demo::Shown>" not in made_for
+    assert types.uses.parts["core::marker::PhantomData<demo::Shown>"] == {"demo::Shown"}
+    assert types.uses.parts["demo::Made<demo::Shown>"] > {"core::marker::PhantomData<demo::Shown>"}
 
 
 @pytest.mark.parametrize(
