@@ -7,8 +7,9 @@ import shutil
 import socket
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from random import Random
 from typing import Self
@@ -37,6 +38,8 @@ TICKS = 4
 
 
 TRIES = 50
+AMBIGUOUS, MACHINES = 6, 64
+"""How many functions are tried without one of them, and how many machines are kept."""
 
 
 class Mismatch(AssertionError):
@@ -127,7 +130,7 @@ class Run:
         try:
             session = GeneratedSession(Project(self.directory / "first", self.directory / "program"))
             driver = Driver(
-                random=random, session=session, machine=Machine(program), disk=program, before=program, run=self
+                random=random, session=session, machines=(Machine(program),), disk=program, before=program, run=self
             )
             self._drive(driver, steps)
         finally:
@@ -159,7 +162,7 @@ class Driver:
     Args:
         random: where chance comes from.
         session: the program.
-        machine: what it must do.
+        machines: what it must do: several as long as none of its answers tells which of them it does.
         disk: the sources as they are written.
         before: what they were before the last edit.
         run: what is told of it.
@@ -167,7 +170,7 @@ class Driver:
 
     random: Random
     session: GeneratedSession
-    machine: Machine
+    machines: tuple[Machine, ...]
     disk: Program
     before: Program
     run: Run
@@ -176,12 +179,21 @@ class Driver:
     past: list[Program] = field(default_factory=list)
     is_undone: bool = False
 
+    @property
+    def machine(self) -> Machine:
+        """What the program must do, as far as is told."""
+        return self.machines[0]
+
     def check(self) -> None:
         """Compares what the program prints from now on."""
         for _ in range(TICKS):
             self.number += 1
-            expected, got = self.machine.tick(self.number), self.session.tick(self.number)
-            if expected != got:
+            got = self.session.tick(self.number)
+            expected, *others = (_answer(machine, self.number) for machine in self.machines)
+            self.machines = tuple(
+                machine for machine, text in zip(self.machines, (expected, *others), strict=True) if text == got
+            )
+            if not self.machines:
                 pairs = zip(expected.split(), got.split(), strict=False)
                 differ = [f"{one} is {two}" for one, two in pairs if one != two] or [f"{expected} is {got}"]
                 raise Mismatch(f"tick {self.number}: {', '.join(differ)}")
@@ -232,8 +244,23 @@ class Driver:
             left = tuple(verdict.noted("old_code_kept"))
             if verdict.verdict == "applied":
                 self.in_force.append((verdict.edit, self.machine.program, left))
-            self.machine.switch(program, left)
+            self._go_on(left, lambda machine, some: machine.switch(program, some))
         self.check()
+
+    def _go_on(self, left: Sequence[str], change: Callable[[Machine, Sequence[str]], None]) -> None:
+        """Has the machines run other sources.
+
+        What is told of closures and tasks that are left names the functions that made them, not which ones they are:
+        it may be some of these that take along other things, or all.
+        """
+        told = [left, *(combinations(left, len(left) - 1) if len(left) <= AMBIGUOUS else ()), ()] if left else [left]
+        tried: list[Machine] = []
+        for machine in self.machines:
+            for some in dict.fromkeys(map(tuple, told)):
+                change(other := machine.copied(), some)
+                if len(tried) < MACHINES and other not in tried:
+                    tried.append(other)
+        self.machines = tuple(tried)
 
     def _undo(self) -> None:
         """The last patch is taken back; the sources stay as they are."""
@@ -246,7 +273,7 @@ class Driver:
         self.run.counts["undo", "undone"] += 1
         if undone["edits"] != [edit]:
             raise Mismatch(f"not edit {edit} was undone: {undone}")
-        self.machine.take_back(before, left)
+        self._go_on(left, lambda machine, some: machine.take_back(before, some))
         self.is_undone = True
         self.check()
 
@@ -263,6 +290,14 @@ class Driver:
             self.run.counts["typo", verdict.verdict] += 1
             _hold(verdict, Allowed(verdicts=frozenset(expected)))
             self.check()
+
+
+def _answer(machine: Machine, number: int) -> str:
+    """What a machine answers to a line; nothing where it would run what is not there, so that it is not the right one."""
+    try:
+        return machine.tick(number)
+    except AssertionError:
+        return ""
 
 
 def _hold(verdict: Verdict, judged: Allowed) -> None:

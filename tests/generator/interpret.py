@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -241,6 +242,11 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.switch(self.program)
+
+    def copied(self) -> Machine:
+        """The same machine, to go on otherwise with."""
+        statics = {key: copy(value) for key, value in self._statics.items()}
+        return replace(self, _known=dict(self._known), _statics=statics, _used=set(self._used))
 
     def switch(self, program: Program, left: Container[str] = ()) -> None:
         """The program runs these sources from now on; what it holds stays.
