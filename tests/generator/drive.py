@@ -293,7 +293,7 @@ class Driver:
 
 
 def _answer(machine: Machine, number: int) -> str:
-    """What a machine answers to a line; nothing where it would run what is not there, so that it is not the right one."""
+    """What a machine answers to a line; nothing where it would run what is not there, so that it is another one."""
     try:
         return machine.tick(number)
     except AssertionError:
