@@ -36,20 +36,30 @@ def wait_above(session: Session, key: str, limit: int) -> None:
 
 
 FUNCTION = """
+fn before() {}
 fn worker() {
     loop {
         step();
     }
 }
+fn after() {}
 fn start() {
+    before();
+    after();
     std::thread::spawn(worker);
 }
 """
+"""A function of one byte is followed by fifteen of padding, so some is near wherever the linker puts the loop."""
 CLOSURE = """
 fn start() {
+    let (before, after);
+    before = || {};
     std::thread::spawn(|| loop {
         step();
     });
+    after = || {};
+    before();
+    after();
 }
 """
 
