@@ -4,17 +4,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from hotpatchd.core.closures import closure_of_function, closure_of_state, closures_in, owner_of_closure
 from hotpatchd.core.demangle import demangle
-from hotpatchd.core.forks import (
-    Bodies,
-    OldValues,
-    closure_of_function,
-    closure_of_state,
-    closures_in,
-    find_old_values,
-    find_renumbered,
-    owner_of_closure,
-)
+from hotpatchd.core.forks import Bodies, OldValues, find_old_values, find_renumbered
 from hotpatchd.core.layout import (
     FunctionTypes,
     Judgement,

@@ -28,7 +28,9 @@ def explained(refusal: Refusal, lto: str | None) -> Refusal:
     """
     if refusal.reason != "unresolved" or lto is None:
         return refusal
-    detail = f'`lto = "{lto}"` left nothing of it in the program that a patch could use; set `lto = "off"`'
+    detail = (
+        f'`lto = "{lto}"` left nothing of it in the program that a patch could use; unset the variable that asks for it'
+    )
     return replace(refusal, detail=detail)
 
 

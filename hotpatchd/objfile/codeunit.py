@@ -14,8 +14,8 @@ from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from hotpatchd.core.closures import owner_of_closure
 from hotpatchd.core.demangle import demangle, of_shim
-from hotpatchd.core.forks import owner_of_closure
 from hotpatchd.core.unit import Definition, Fingerprint, NewThreadLocal, Reference, SectionKind, Unit, is_rust_name
 from hotpatchd.objfile import elf
 from hotpatchd.objfile.machines import MACHINES
