@@ -10,7 +10,7 @@ the new ones along, and all who make new values are replaced, so that they use t
 """
 
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 
@@ -251,18 +251,18 @@ def note_old_code(kept: Iterable[str]) -> Iterator[Note]:
         yield Note(symbol=owner, note="old_code_kept", detail=detail)
 
 
-def note_stays(left: Container[str], edited: Iterable[str]) -> Iterator[Note]:
-    """Notes for edits of closures that do not reach some which the program holds.
+def note_stays(left: Mapping[str, bool], edited: Iterable[str]) -> Iterator[Note]:
+    """Notes for edits of closures and tasks that do not reach some which the program holds.
 
     Args:
-        left: functions whose closures an earlier edit left with their old code, as messages name them.
+        left: functions of which an earlier edit left some with their old code, as `find_kept` has them.
         edited: symbols of what is edited.
     """
     owners = {_owner(symbol) for symbol in edited if owner_of_closure(symbol) is not None}
-    detail = "of its closures, the program holds some that an earlier edit left with their old code; only others change"
-    for owner in sorted(owners):
-        if owner in left:
-            yield Note(symbol=owner, note="old_code_stays", detail=detail)
+    for owner in sorted(owners & left.keys()):
+        what = "closures that it made, which the program holds," if left[owner] else "futures that have not ended"
+        detail = f"{what} keep the code that an earlier edit left them; only others change"
+        yield Note(symbol=owner, note="old_code_stays", detail=detail)
 
 
 _CALLED_AT_ONCE = "std::sync::once::"

@@ -31,7 +31,8 @@ class PatchContent:
         forked: functions among `symbols` that the program had before, too (`hotpatchd.core.forks`).
         gone: functions that the program has and the source of this patch does not define, or by which it means others.
         aliases: functions, as the source's objects call them → as they were called when the program got them.
-        left: functions, as messages name them, of which the program holds closures with older code from then on.
+        left: functions of which the program holds closures or tasks with older code from then on, as
+            `hotpatchd.core.forks.find_kept` has them.
     """
 
     patch: str
@@ -43,7 +44,7 @@ class PatchContent:
     forked: frozenset[str] = frozenset()
     gone: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
-    left: frozenset[str] = frozenset()
+    left: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,7 @@ class AppliedPatch:
     forked_before: Mapping[str, HostSymbol | None]
     gone_before: frozenset[str]
     aliases_before: Mapping[str, str]
-    left_before: frozenset[str]
+    left_before: Mapping[str, bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,7 @@ class Session:
         lingering: functions, as the source spells them, of which a thread ran an old body when they were last replaced.
         redirect: how it enters new code.
         copies: functions that patches brought anew → link-time addresses of the copies, oldest first.
-        left: functions, as messages name them, of which it holds closures that edits no longer reach.
+        left: functions of which it holds closures or tasks that edits no longer reach, as `PatchContent` has them.
     """
 
     client: int
@@ -106,7 +107,7 @@ class Session:
     gone: frozenset[str] = frozenset()
     aliases: Mapping[str, str] = field(default_factory=dict)
     lingering: frozenset[str] = frozenset()
-    left: frozenset[str] = frozenset()
+    left: Mapping[str, bool] = field(default_factory=dict)
 
 
 def after_applied(

@@ -52,7 +52,7 @@ class Plan:
         gone: functions that the program has and the newest source does not define.
         aliases: functions, as the newest objects call them → as the program knows them.
         idle: functions that no thread may be in while it is applied → what is said if one stays.
-        left: functions of which the program holds closures with older code from then on.
+        left: functions of which the program holds closures or tasks with older code from then on.
         judge_ms: what judging types and statics took.
     """
 
@@ -72,7 +72,7 @@ class Plan:
     gone: frozenset[str]
     aliases: Mapping[str, str]
     idle: Mapping[str, Refusal]
-    left: frozenset[str]
+    left: Mapping[str, bool]
     judge_ms: float
 
 
@@ -183,7 +183,7 @@ def plan_patch(
         left_behind = find_kept(edit.old, (*edit.compared.uses_before(edit.old.closures), *of_makers))
     changed = tuple(sorted({*edited, *(forked & functions.keys() & set(differences.changed))}))
     notes += note_old_code(left_behind)
-    notes += note_stays(session.left - left_behind.keys(), changed)
+    notes += note_stays({name: stays for name, stays in session.left.items() if name not in left_behind}, changed)
     return Plan(
         selection=replace(selection, refusals=refusals),
         jumps=() if refusals else in_order_of_jumps(merged),
@@ -202,7 +202,7 @@ def plan_patch(
         gone=gone | (forks.forked - forked),
         aliases={name: known for name, known in session.aliases.items() if name not in forks.forked and known != name},
         idle=judgement.idle,
-        left=session.left | {owner for owner, stays in left_behind.items() if stays},
+        left={**session.left, **{name: stays or session.left.get(name, False) for name, stays in left_behind.items()}},
         judge_ms=judging.ms,
     )
 

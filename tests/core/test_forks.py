@@ -209,11 +209,12 @@ def test_closures_that_end_with_their_function_are_not_found(uses: Uses) -> None
     assert not find_kept(OldValues(closures=frozenset({MAKE})), [code, uses])
 
 
-def test_an_edit_of_closures_that_were_left_behind_is_noted() -> None:
-    """For the function that made them, if one of its closures is edited."""
+@pytest.mark.parametrize(("stays", "what"), [(True, "closures"), (False, "futures")])
+def test_an_edit_of_what_was_left_behind_is_noted(stays: bool, what: str) -> None:
+    """For the function that made it, if one of its closures is edited."""
     edited = [BODY, "_ZN3app5other17h0123456789abcdefE"]
-    notes = list(note_stays({"app::make", "app::other"}, edited))
-    assert [(note.symbol, note.note) for note in notes] == [("app::make", "old_code_stays")]
+    [note] = note_stays({"app::make": stays, "app::other": True}, edited)
+    assert (note.symbol, note.note, note.detail.split()[0]) == ("app::make", "old_code_stays", what)
 
 
 HANDLER = "app::Handler<fn(u32) -> app::report::{async_fn_env#0}, app::App>"
