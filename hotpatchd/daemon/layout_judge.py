@@ -98,10 +98,14 @@ class Everywhere:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _WithoutLayouts:
-    """The types of an object whose layouts do not count; of some functions only, where they are named."""
+    """The types of an object whose layouts do not count; of some functions only, where they are named.
+
+    Of these, what `newer` objects define too may have been defined otherwise when no value of it was alive.
+    """
 
     types: UnitTypes
     names: frozenset[str] | None = None
+    newer: tuple[ObjectUnit, ...] = ()
 
     @property
     def layouts(self) -> Mapping[str, frozenset[Layout]]:
@@ -113,7 +117,8 @@ class _WithoutLayouts:
         if self.names is None:
             return all_
         functions = {name: types for name, types in all_.functions.items() if name in self.names}
-        return Uses(parts=all_.parts, functions=functions)
+        newer = {path for unit in self.newer for path in unit.types.uses.parts}
+        return Uses(parts={path: parts for path, parts in all_.parts.items() if path not in newer}, functions=functions)
 
 
 class LayoutJudge:
@@ -220,7 +225,7 @@ class LayoutJudge:
             for unit in _units_with(objects, compared, [f"dyn {trait}".removesuffix(">") for trait in tables])
         ]
         return judge_layouts(
-            [*compared.types(compared.before), *holding, *self._earlier_types(earlier)],
+            [*compared.types(compared.before), *holding, *self._earlier_types(earlier, compared)],
             [*compared.types(compared.now), *holding],
             is_live=lambda symbol: live.find(symbol) is not None,
             callers=callers,
@@ -236,11 +241,11 @@ class LayoutJudge:
             else None,
         )
 
-    def _earlier_types(self, names: frozenset[str]) -> Iterator["_WithoutLayouts"]:
+    def _earlier_types(self, names: frozenset[str], compared: Comparison) -> Iterator["_WithoutLayouts"]:
         """The types of functions of the host that earlier patches left as they are."""
         units = {unit.name: unit for name in names if (unit := self._baseline.get(name))}
         for unit in units.values():
-            yield _WithoutLayouts(types=unit.types, names=names)
+            yield _WithoutLayouts(types=unit.types, names=names, newer=compared.now)
 
     def _unit(self, name: str, files: FilesByName) -> ObjectUnit | None:
         """One of these, or else of the host's own; None where neither has such a unit."""

@@ -45,9 +45,9 @@ class Use:
 
 
 def private_bytes(pid: int) -> int:
-    """The memory that a process has for itself."""
+    """The memory that a process has for itself and has written to; what it reads of files comes and goes."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_"))
+    return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Private_Dirty"))
 
 
 def sent_bytes(session: Session) -> list[int]:
