@@ -251,9 +251,12 @@ class Compilation:
         """
         given = " ".join(options.partition("=")[2] for options in self.llvm_args())
         apart = [f"-Cllvm-args={option}" for option in APART if option.partition("=")[0] not in given]
-        asked = {key: codegen_value(self.args, key) for key in ("lto", "linker-plugin-lto", "link-dead-code")}
-        is_plain = asked.pop("lto") in NO_LTO and not any(value is not None for value in asked.values())
-        return apart + (self.named_args() if is_plain else [])
+        is_together = codegen_value(self.args, "lto") not in NO_LTO or self.has_codegen("linker-plugin-lto")
+        return apart + ([] if is_together or self.has_codegen("link-dead-code") else self.named_args())
+
+    def has_codegen(self, key: str) -> bool:
+        """Whether cargo gives a `-C` option, with a value or without."""
+        return codegen_value(self.args, key) is not None
 
     def llvm_args(self) -> "Iterator[str]":
         """The options for LLVM among cargo's arguments."""
@@ -268,9 +271,9 @@ class Compilation:
         Source: rustc_mir_transform, `cross_crate_inlinable`; rustc_symbol_mangling, `compute_symbol_name`.
         """
         added = ["-Clink-dead-code=yes", *(["-Clink-arg=-Wl,--gc-sections"] if self.is_linked else [])]
-        if codegen_value(self.args, "incremental") is None:
+        if not self.has_codegen("incremental"):
             added.append(f"-Cincremental={os.path.join(self.capture_dir, 'incremental')}")
-            if codegen_value(self.args, "codegen-units") is None:
+            if not self.has_codegen("codegen-units"):
                 added.append(f"-Ccodegen-units={DEFAULT_CODEGEN_UNITS}")
         return added
 

@@ -41,9 +41,10 @@ class OldValues:
 
     def are_in(self, type_path: str) -> bool:
         """Whether a type contains such values, or leads to them."""
-        if type_path in self.types or type_path in self.known:
-            return type_path not in self.known
-        return not closures_in(type_path, results=self.results).isdisjoint(self.closures)
+        if type_path in self.types:
+            return True
+        mentioned = closures_in(type_path, results=self.results)
+        return type_path not in self.known and not mentioned.isdisjoint(self.closures)
 
     def reach(self, function: FunctionTypes) -> bool:
         """Whether a function is given such values, gives them, or is made for them."""

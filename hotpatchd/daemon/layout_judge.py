@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from hotpatchd.core.closures import closure_of_function, closure_of_state, closures_in, owner_of_closure
 from hotpatchd.core.demangle import demangle
@@ -55,7 +55,7 @@ class Comparison:
 
     def types(self, units: Iterable[ObjectUnit]) -> list[UnitTypes]:
         """The types of some of these objects; of those that are alike without layouts, which take time to read."""
-        return [_WithoutLayouts(types=unit.types) if unit in self.alike else unit.types for unit in units]
+        return [_WithoutLayouts(unit.types) if unit in self.alike else unit.types for unit in units]
 
     def uses_before(self, closures: Iterable[str]) -> tuple[Uses, ...]:
         """What holds which types in the code that runs, in the objects that mention some closures."""
@@ -96,16 +96,11 @@ class Everywhere:
         return (caller for unit in self._units for caller in unit.calls.get(symbol, ()))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _WithoutLayouts:
-    """The types of an object whose layouts do not count; of some functions only, where they are named.
-
-    Of these, what `newer` objects define too may have been defined otherwise when no value of it was alive.
-    """
+    """The types of an object whose layouts do not count."""
 
     types: UnitTypes
-    names: frozenset[str] | None = None
-    newer: tuple[ObjectUnit, ...] = ()
 
     @property
     def layouts(self) -> Mapping[str, frozenset[Layout]]:
@@ -113,11 +108,23 @@ class _WithoutLayouts:
 
     @property
     def uses(self) -> Uses:
-        all_ = self.types.uses
-        if self.names is None:
-            return all_
+        return self.types.uses
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfFunctions(_WithoutLayouts):
+    """Of these, the types of some functions.
+
+    What is defined anew since, `newer`, may have been defined otherwise when no value of it was alive.
+    """
+
+    names: frozenset[str]
+    newer: Callable[[], Container[str]]
+
+    @property
+    def uses(self) -> Uses:
+        all_, newer = self.types.uses, self.newer()
         functions = {name: types for name, types in all_.functions.items() if name in self.names}
-        newer = {path for unit in self.newer for path in unit.types.uses.parts}
         return Uses(parts={path: parts for path, parts in all_.parts.items() if path not in newer}, functions=functions)
 
 
@@ -241,11 +248,16 @@ class LayoutJudge:
             else None,
         )
 
-    def _earlier_types(self, names: frozenset[str], compared: Comparison) -> Iterator["_WithoutLayouts"]:
+    def _earlier_types(self, names: frozenset[str], compared: Comparison) -> Iterator[UnitTypes]:
         """The types of functions of the host that earlier patches left as they are."""
+
+        @cache
+        def newer() -> frozenset[str]:
+            return frozenset(path for unit in compared.now for path in unit.types.uses.parts)
+
         units = {unit.name: unit for name in names if (unit := self._baseline.get(name))}
         for unit in units.values():
-            yield _WithoutLayouts(types=unit.types, names=names, newer=compared.now)
+            yield _OfFunctions(unit.types, names=names, newer=newer)
 
     def _unit(self, name: str, files: FilesByName) -> ObjectUnit | None:
         """One of these, or else of the host's own; None where neither has such a unit."""

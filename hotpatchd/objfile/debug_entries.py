@@ -301,11 +301,11 @@ def _shape(tag: int, has_children: bool, pairs: list[tuple[int, int]], constants
         pairs: attribute and form, of those that entries have values for.
         constants: attribute → value, of the others.
     """
-    is_fixed = all(form in _FIXED_SIZES for _, form in pairs)
+    others = [(attribute, form) for attribute, form in pairs if form not in _FIXED_SIZES]
     positions: dict[int, int] = {}
     relocated: dict[int, tuple[int, int]] = {}
     runs: list[_Run] = []
-    layout, start = "<", -1 if is_fixed else 0
+    layout, start = "<", 0 if others else -1
     count = start + 1
     for attribute, form in pairs:
         is_wanted = attribute in _WANTED
@@ -327,11 +327,13 @@ def _shape(tag: int, has_children: bool, pairs: list[tuple[int, int]], constants
     runs.append(_Run(struct.Struct(layout), _PRESENT, is_wanted=False))
     indexed = frozenset(attribute for attribute, form in pairs if form in _INDEXED_STRINGS)
     shape = _Shape(tag, has_children, tuple(runs), positions, constants, relocated, indexed)
-    others = [(attribute, form) for attribute, form in pairs if form not in _FIXED_SIZES]
-    if len(others) > 1 or not others or others[0][1] not in _UNSIGNED or others[0][0] not in _WANTED:
-        return shape
-    short = _shape(tag, has_children, [(one, _DATA1 if form in _UNSIGNED else form) for one, form in pairs], constants)
-    return shape._replace(short=(short, short.positions[others[0][0]]))
+    match others:
+        case [(attribute, form)] if attribute in _WANTED and form in _UNSIGNED:
+            in_a_byte = [(one, _DATA1 if one == attribute else of_one) for one, of_one in pairs]
+            short = _shape(tag, has_children, in_a_byte, constants)
+            return shape._replace(short=(short, short.positions[attribute]))
+        case _:
+            return shape
 
 
 def read_unsigned(data: bytes, at: int) -> tuple[int, int]:

@@ -71,6 +71,7 @@ class ObjectTypes:
     @cached_property
     def _whole(self) -> tuple[Uses, Mapping[TraitObject, int]]:
         found = self._read(_LAYOUT_TAGS | _USE_TAGS)
+        # They need not be read by themselves any more.
         self.__dict__.setdefault("layouts", found.layouts())
         return found.uses(), found.tables
 

@@ -189,11 +189,12 @@ class Driver:
         for _ in range(TICKS):
             self.number += 1
             got = self.session.tick(self.number)
-            expected, *others = (_answer(machine, self.number) for machine in self.machines)
+            answers = [_answer(machine, self.number) for machine in self.machines]
             self.machines = tuple(
-                machine for machine, text in zip(self.machines, (expected, *others), strict=True) if text == got
+                machine for machine, answer in zip(self.machines, answers, strict=True) if answer == got
             )
             if not self.machines:
+                expected = answers[0]
                 pairs = zip(expected.split(), got.split(), strict=False)
                 differ = [f"{one} is {two}" for one, two in pairs if one != two] or [f"{expected} is {got}"]
                 raise Mismatch(f"tick {self.number}: {', '.join(differ)}")

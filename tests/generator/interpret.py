@@ -245,8 +245,10 @@ class Machine:
 
     def copied(self) -> Machine:
         """The same machine, to go on otherwise with."""
-        statics = {key: copy(value) for key, value in self._statics.items()}
-        return replace(self, _known=dict(self._known), _statics=statics, _used=set(self._used))
+        other = copy(self)
+        other._known, other._used = dict(self._known), set(self._used)
+        other._statics = {key: copy(value) for key, value in self._statics.items()}
+        return other
 
     def switch(self, program: Program, left: Container[str] = ()) -> None:
         """The program runs these sources from now on; what it holds stays.
@@ -726,9 +728,8 @@ def _meaning(program: Program, name: str) -> tuple[object, ...]:
 def _below(program: Program, owner: Owner) -> list[Item]:
     """What is in the crates that the one of an owner's code uses."""
     item = program.find(owner[0])
-    own = item.home.partition("::")[0] if item else program.crates[-1]
-    below = program.crates[: program.crates.index(own)]
-    return [one for one in program.items if one.home.partition("::")[0] in below]
+    own = program.crate_number(item.home if item else program.crates[-1])
+    return [one for one in program.items if program.crate_number(one.home) < own]
 
 
 def _blocks_before(program: Program, name: str) -> int:
